@@ -1,0 +1,46 @@
+# Two commands need nothing but Python 3.11+ and make: `make serve` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= tiny_iit
+PORT ?= 8000
+
+.PHONY: help serve test check slow clean
+
+help:
+	@echo "make serve   serve the shipped checkpoint on http://127.0.0.1:$(PORT) (MODEL=name-or-folder PORT=n)"
+	@echo "make test    run the default test suite"
+	@echo "make check   format, lint, types, import direction, fast tests"
+	@echo "make slow    the tests that take long"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 serve"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What only serving needs. The native engine is compiled here if there is a C++ compiler; the server says at start which engine runs and why.
+$(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/native.stamp: $(wildcard serve/engine/native/*.cpp serve/engine/native/*.h serve/engine/native/build.py) | $(BIN)/python
+	@if command -v $${CXX:-c++} >/dev/null; then $(BIN)/python -m serve.engine.native.build; else echo "No C++ compiler: the native engine is not built, the torch engine will serve (apt-get install g++ to change that)."; fi
+	@touch $@
+
+serve: $(VENV)/serve.stamp $(VENV)/native.stamp
+	$(BIN)/python -m serve --model $(MODEL) --port $(PORT)
+
+test: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp $(VENV)/native.stamp
+	scripts/check
+
+slow: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info
