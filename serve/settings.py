@@ -1,0 +1,86 @@
+"""What an operator can set: environment PHISERVE_* and flags, unknown keys are errors. The only module that reads the environment."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serve.errors import StartupError, problems_of
+
+PREFIX = "PHISERVE_"
+# A secret on the command line would be read by everyone who can list processes.
+WITHOUT_FLAG = ("api_keys",)
+
+
+class ServeSettings(BaseSettings):
+    """Every knob of the server, with its default written once, here."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=False)
+
+    model: str = Field("tiny_iit", description="a name, name@version or name@alias of the model store, or a folder")
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")  # noqa: S104
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    workers: int = Field(1, ge=1, le=64, description="engine processes, each with its own copy of the model")
+    api_servers: int = Field(1, ge=1, le=64, description="HTTP processes")
+
+    runner: Literal["auto", "torch", "native"] = Field("auto", description="what computes the forward pass")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    dtype: str = Field("auto", pattern=r"^(auto|float32|bfloat16|float16|int8)$", description="number format of the forward pass")
+    cache_mb: int = Field(0, ge=0, description="key-value cache of each worker in MB; 0 lets the engine choose")
+    max_batch_size: int = Field(64, ge=1, le=1024, description="requests that one worker computes at once")
+    max_step_tokens: int = Field(512, ge=16, description="tokens that one worker computes in one step")
+
+    max_queue: int = Field(256, ge=0, description="choices waiting beyond those that run; more are answered 429")
+    max_prompt_tokens: int = Field(0, ge=0, description="longest prompt in tokens; 0 is what the model can take")
+    max_new_tokens: int = Field(4096, ge=1, description="largest max_new_tokens that a request may ask for")
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
+    max_prompts: int = Field(64, ge=1, description="most prompts in one request")
+    max_n: int = Field(16, ge=1, description="most choices for one prompt")
+    max_stop: int = Field(8, ge=1, description="most stop strings in one request")
+    max_stop_characters: int = Field(128, ge=1, description="longest stop string")
+    max_logprobs: int = Field(20, ge=0, description="most alternatives for each token")
+    stream_window: int = Field(512, ge=8, description="tokens that a stream may be ahead of its reader before it is paused")
+    request_deadline_seconds: float = Field(600, gt=0, description="a request that takes longer is ended")
+    stall_seconds: float = Field(60, gt=0, description="a stream whose reader takes nothing for so long is ended")
+    drain_seconds: float = Field(30, ge=0, description="time that running requests get after SIGTERM")
+
+    api_keys: list[SecretStr] = Field(default_factory=list, description="keys that clients must send (environment only)")
+    api_keys_file: Path | None = Field(None, description="file with one key a line")
+    metrics_need_key: bool = Field(False, description="ask for the API key on /metrics too")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("warning", description="log level")
+    step_timing: bool = Field(False, description="count the seconds of each phase of a step in /metrics")
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _is_a_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("name a file that exists")
+        return path
+
+    @property
+    def max_in_flight(self) -> int:
+        """Choices that may be running or waiting at once, over all processes."""
+        return self.workers * self.max_batch_size + self.max_queue
+
+    def keys(self) -> tuple[str, ...]:
+        """The API keys of the environment and the file. Empty: no key is asked for."""
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            keys += self.api_keys_file.read_text().split()
+        return tuple(key for key in keys if key)
+
+    def described(self) -> str:
+        """One line a setting that is not the default, in the words of the flags; secrets as their number."""
+        shown = {name: getattr(self, name) for name in type(self).model_fields if name != "api_keys"}
+        fields = type(self).model_fields
+        lines = [f"{name}={value}" for name, value in shown.items() if name in self._always or value != fields[name].default]
+        return " ".join(lines) + f" api_keys={len(self.keys()) or 'none'}"
+
+    @property
+    def _always(self) -> tuple[str, ...]:
+        return ("model", "host", "port", "workers", "api_servers", "runner", "device", "dtype")
