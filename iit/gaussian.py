@@ -1,0 +1,99 @@
+"""From states over time to one joint covariance: projection, pairing, standardising, shrinking.
+
+Pure tensor arithmetic, differentiable, float64 from the covariance on. Knows nothing of cuts, models or text.
+
+Shape suffixes: B batch, T positions, K units, D channels of a unit, R projected channels of a unit, N pairs,
+n = K * R channels of the state, M = 2n channels of (x, y).
+"""
+
+import torch
+from torch import Tensor
+
+VARIANCE_FLOOR = 1e-4  # times the median variance: a dead channel must not be blown up to unit variance
+SHRINKAGE_RANGE = (1e-3, 0.5)
+_TINY_VARIANCE = 1e-30
+
+
+def random_projections(num_units: int, width: int, rank: int, generator: torch.Generator) -> Tensor:
+    """Draw one orthonormal matrix per unit, uniformly: (num_units, width, rank), float32, on the generator's device.
+
+    Raises ValueError if rank is not within 1..width.
+    """
+    if not 1 <= rank <= width:
+        raise ValueError(f"rank={rank}: a unit has {width} channels; choose a rank from 1 to {width}")
+    normal_KDR = torch.randn(num_units, width, rank, generator=generator, device=generator.device)
+    q_KDR, r_KRR = torch.linalg.qr(normal_KDR)
+    # QR alone is not uniform: LAPACK fixes the signs of the reflectors, so the sign of R's diagonal is given back to Q.
+    return q_KDR * torch.sign(torch.diagonal(r_KRR, dim1=-2, dim2=-1))[:, None, :]
+
+
+def project(heads_BTKD: Tensor, projections_KDR: Tensor) -> Tensor:
+    """Project each unit by its own matrix: (B, T, K, D) -> (B, T, K * R), float32 at least."""
+    heads_BTKD = heads_BTKD.to(torch.promote_types(heads_BTKD.dtype, torch.float32))
+    # One product with a block-diagonal matrix: K times the arithmetic, yet faster than K strided products.
+    return heads_BTKD.flatten(2) @ torch.block_diag(*projections_KDR.to(heads_BTKD))
+
+
+def state_pairs(states_BTn: Tensor, lag: int, num_dropped: int) -> tuple[Tensor, Tensor]:
+    """Pool x = z_t and y = z_{t+lag} over batch and positions after the first num_dropped: two (N, n) tensors.
+
+    Raises ValueError if lag < 1, num_dropped < 0, or a sequence is too short to give a pair.
+    """
+    if lag < 1:
+        raise ValueError(f"lag={lag}: use a lag of at least 1 position")
+    if num_dropped < 0:
+        raise ValueError(f"num_dropped={num_dropped}: use 0 or more positions")
+    num_positions = states_BTn.shape[1]
+    if num_positions - num_dropped <= lag:
+        raise ValueError(
+            f"sequence length {num_positions}: after num_dropped={num_dropped} positions no pair at lag={lag} is left; "
+            f"use sequences of at least {num_dropped + lag + 1} positions"
+        )
+    kept_BTn = states_BTn[:, num_dropped:]
+    return kept_BTn[:, :-lag].flatten(0, 1), kept_BTn[:, lag:].flatten(0, 1)
+
+
+def oas_intensity(covariance_MM: Tensor, num_samples: int) -> float:
+    """Shrinkage intensity of the oracle approximating shrinkage estimator, clipped to SHRINKAGE_RANGE.
+
+    Source: Chen, Wiesel, Eldar & Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions on
+    Signal Processing 58:5016 (2010), equation 23.
+    """
+    size = covariance_MM.shape[0]
+    trace_of_square = covariance_MM.square().sum().item()
+    square_of_trace = covariance_MM.diagonal().sum().item() ** 2
+    numerator = (1 - 2 / size) * trace_of_square + square_of_trace
+    denominator = (num_samples + 1 - 2 / size) * (trace_of_square - square_of_trace / size)
+    intensity = 1.0 if denominator <= 0 else numerator / denominator
+    return min(max(intensity, SHRINKAGE_RANGE[0]), SHRINKAGE_RANGE[1])
+
+
+def joint_covariance(x_Nn: Tensor, y_Nn: Tensor) -> Tensor:
+    """Standardised and shrunk covariance of (x, y): (2n, 2n), float64, positive definite, differentiable.
+
+    Each channel is divided by its standard deviation (variance floored at VARIANCE_FLOOR times the median variance);
+    then C <- (1 - rho) C + rho I with the OAS intensity rho, which is a constant for the gradient.
+    """
+    pairs_NM = torch.cat([x_Nn, y_Nn], dim=1).double()
+    num_pairs = pairs_NM.shape[0]
+    centred_NM = pairs_NM - pairs_NM.mean(dim=0)
+    raw_MM = centred_NM.mT @ centred_NM / num_pairs
+    variance_M = raw_MM.diagonal()
+    floor = (VARIANCE_FLOOR * variance_M.detach().median()).clamp_min(_TINY_VARIANCE)
+    scale_M = torch.maximum(variance_M, floor).rsqrt()
+    covariance_MM = raw_MM * scale_M[:, None] * scale_M[None, :]
+    intensity = oas_intensity(covariance_MM.detach(), num_pairs)
+    identity_MM = torch.eye(covariance_MM.shape[0], dtype=torch.float64, device=covariance_MM.device)
+    return (1 - intensity) * covariance_MM + intensity * identity_MM
+
+
+def logdet(positive_definite: Tensor) -> Tensor:
+    """Natural log-determinant of symmetric positive definite matrices (..., m, m) -> (...), by Cholesky."""
+    factor = torch.linalg.cholesky(positive_definite)
+    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def split_joint(joint_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take S_x, S_y and S_yx out of the joint covariance of (x, y), each (n, n)."""
+    size = joint_MM.shape[0] // 2
+    return joint_MM[:size, :size], joint_MM[size:, size:], joint_MM[size:, :size]
