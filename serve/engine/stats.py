@@ -9,8 +9,9 @@ class StepStats:
 
     num_rows: requests computed (the batch size). num_tokens: tokens computed, of which num_sampled ended in a draw.
     num_running, num_waiting: after the step. num_free_blocks counts cached blocks that nobody uses as free.
-    prefix_tokens_asked / prefix_tokens_hit: prompt tokens of the requests admitted in this step, and how many of them
-    came from the prefix cache. num_preemptions: requests sent back to the queue in this step.
+    prefix_tokens_asked / prefix_tokens_hit: tokens of the requests admitted in this step (those that come back from a
+    preemption included), and how many of them came from the prefix cache.
+    num_preemptions: requests sent back to the queue in this step.
     num_finished: requests that ended in this step, for whatever reason.
     execute_seconds is forward plus draw; sample_seconds is the draw alone where the runner measures it.
     """

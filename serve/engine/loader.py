@@ -1,0 +1,79 @@
+"""From a model folder to a runner and a tokenizer. Imports torch only when the torch runner is chosen."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from serve.engine.model_files import read_config
+from serve.engine.runner import Runner, RunnerOptions
+
+_LOG = logging.getLogger(__name__)
+
+RUNNERS = ("auto", "native", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRunner:
+    """A runner, its name ("native" or "torch") and, in a sentence, why it was this one."""
+
+    runner: Runner
+    name: str
+    reason: str
+
+
+def why_native_cannot(model_dir: Path, options: RunnerOptions) -> str | None:
+    """Why the native runner cannot serve this folder with these options, or None when it can."""
+    if options.device != "cpu":
+        return f"device is '{options.device}', the native runner computes on the CPU"
+    if options.dtype == "float64":
+        return "dtype is 'float64', which only the torch runner computes in"
+    try:
+        from serve.engine.native_runner import why_unsupported
+    except ModuleNotFoundError as error:
+        if error.name != "serve.engine.native_runner":
+            raise
+        return "this installation has no native runner"
+    reason: str | None = why_unsupported(model_dir)
+    return reason
+
+
+def load_runner(model_dir: Path | str, runner: str = "auto", options: RunnerOptions | None = None) -> LoadedRunner:
+    """Load a Hugging Face folder. runner: "native", "torch", or "auto": native where it can serve the model.
+
+    The choice and its reason are returned and logged. ValueError when the runner asked for cannot serve the model.
+    """
+    model_dir, options = Path(model_dir), options or RunnerOptions()
+    if runner not in RUNNERS:
+        raise ValueError(f"runner is '{runner}': give one of {', '.join(RUNNERS)}")
+    read_config(model_dir)
+    obstacle = "it was not asked for" if runner == "torch" else why_native_cannot(model_dir, options)
+    if obstacle is None:
+        from serve.engine.native_runner import load_native_runner
+
+        reason = "the native runner supports this model" if runner == "auto" else "it was asked for"
+        loaded = LoadedRunner(load_native_runner(model_dir, options), "native", reason)
+    elif runner == "native":
+        raise ValueError(f"runner is 'native': {obstacle}; or choose runner 'torch'")
+    else:
+        from serve.engine.torch_runner import TorchRunner
+
+        reason = "it was asked for" if runner == "torch" else f"the native runner cannot serve this model: {obstacle}"
+        loaded = LoadedRunner(TorchRunner.load(model_dir, options), "torch", reason)
+    _LOG.info("runner %s (%s) for %s: %s", loaded.name, loaded.runner.dtype, model_dir, loaded.reason)
+    return loaded
+
+
+def load_tokenizer(model_dir: Path | str) -> Tokenizer:
+    """tokenizer.json of a model folder. ValueError when it has none or it cannot be read."""
+    path = Path(model_dir) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(
+            f"model folder is '{model_dir}': it has no tokenizer.json; save a fast tokenizer there "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer that `tokenizers` reads ({error}): save it again") from error

@@ -1,0 +1,193 @@
+"""Attention over a pool of key and value blocks, as an attention function that transformers' models call. Torch.
+
+Shapes: T packed tokens of a step, R decode rows, H query heads, K key-value heads, G = H / K, D head size,
+C context length, P places in the pool (blocks times block size).
+"""
+
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from serve.engine.runner import StepBatch
+
+ATTENTION_NAME = "phiserve_paged"
+
+
+class KVPool:
+    """Keys and values of every layer: one (P, K, D) tensor each."""
+
+    def __init__(
+        self, num_layers: int, num_places: int, num_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        # Zeros, since masked places are multiplied by zero and must not hold a NaN.
+        shape = (num_places, num_heads, head_size)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.device = device
+
+    @classmethod
+    def for_config(
+        cls, config: Any, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> "KVPool":
+        """A pool for a transformers config. block_size tokens a block."""
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(config.num_hidden_layers, num_blocks * block_size, kv_heads, head_size, dtype, device)
+
+
+class _Rows:
+    """Rows of a step whose queries attend to contexts of their own: all decodes together, or one chunk alone."""
+
+    def __init__(
+        self, first_tokens: NDArray[np.int64], num_queries: int, starts: NDArray[np.int32], places_RC: NDArray[np.int64]
+    ) -> None:
+        self.num_queries = num_queries
+        self.first, self.last = int(first_tokens[0]), int(first_tokens[-1]) + num_queries
+        # Rows that follow one another in the packed step, as decodes do, are a slice of it; others are picked.
+        self.picked = None
+        if self.last - self.first != len(first_tokens) * num_queries:
+            self.picked = torch.from_numpy(first_tokens)
+        self.starts_R = torch.from_numpy(starts.astype(np.int64))
+        self.places_RC = torch.from_numpy(places_RC)
+        self.whole = len(first_tokens) == 1 and num_queries == 1
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def to(self, device: torch.device) -> "_Rows":
+        """Move what the forward reads to the model's device."""
+        self.starts_R, self.places_RC = self.starts_R.to(device), self.places_RC.to(device)
+        self.picked = None if self.picked is None else self.picked.to(device)
+        return self
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """True where a query may look: (R, 1, queries, C). None when it may look everywhere. Made once per window."""
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(window)
+        return self._masks[window]
+
+    def _make_mask(self, window: int | None) -> Tensor | None:
+        num_places = self.places_RC.shape[1]
+        if self.whole and (window is None or num_places <= window):
+            return None
+        device = self.places_RC.device
+        query_RQ1 = (self.starts_R[:, None] + torch.arange(self.num_queries, device=device))[:, :, None]
+        key_C = torch.arange(num_places, device=device)
+        seen = key_C <= query_RQ1
+        if window is not None:
+            seen &= key_C > query_RQ1 - window
+        return seen[:, None]
+
+    def select(self, query_HTD: Tensor) -> Tensor:
+        """These rows' queries: (R, H, queries, D)."""
+        if self.picked is not None:
+            return query_HTD[:, self.picked].transpose(0, 1)[:, :, None]
+        queries = query_HTD[:, self.first : self.last]
+        return queries.reshape(queries.shape[0], -1, self.num_queries, queries.shape[2]).transpose(0, 1)
+
+    def place(self, output_THD: Tensor, result_RHQD: Tensor) -> None:
+        """Put their results where the step's tokens are."""
+        result = result_RHQD.transpose(1, 2).flatten(0, 1)
+        if self.picked is not None:
+            output_THD[self.picked] = result
+        else:
+            output_THD[self.first : self.last] = result
+
+
+class PagedStep:
+    """Where one step reads and writes. As a context manager it is what the attention function works with."""
+
+    _active: ContextVar["PagedStep | None"] = ContextVar("phiserve_paged_step", default=None)
+
+    def __init__(self, batch: StepBatch, pool: KVPool, block_size: int) -> None:
+        self.pool = pool
+        counts, starts, tables = batch.num_tokens, batch.start_positions, batch.block_tables
+        offsets = np.cumsum(counts) - counts
+        positions = np.arange(len(batch.token_ids)) + np.repeat(starts - offsets, counts)
+        blocks = tables[np.repeat(batch.slots, counts), positions // block_size].astype(np.int64)
+        self.positions_T = torch.from_numpy(positions.astype(np.int64)).to(pool.device)
+        self.places_T = torch.from_numpy(blocks * block_size + positions % block_size).to(pool.device)
+        decodes = np.flatnonzero(counts == 1)
+        groups = [decodes] if decodes.size else []
+        groups += list(np.flatnonzero(counts != 1)[:, None])
+        self.rows = []
+        for group in groups:
+            length = int((starts[group] + counts[group]).max())
+            table = tables[batch.slots[group], : -(-length // block_size)].astype(np.int64)
+            places = (table[:, :, None] * block_size + np.arange(block_size)).reshape(len(group), -1)[:, :length]
+            rows = _Rows(offsets[group].astype(np.int64), int(counts[group[0]]), starts[group], places)
+            self.rows.append(rows.to(pool.device))
+        self._token: Token[PagedStep | None] | None = None
+
+    def __enter__(self) -> "PagedStep":
+        self._token = self._active.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._token is not None
+        self._active.reset(self._token)
+
+    @classmethod
+    def current(cls) -> "PagedStep":
+        """The step that is being computed."""
+        step = cls._active.get()
+        assert step is not None, "a model with paged attention was called outside a step"
+        return step
+
+
+def _refuse_extras(module: Any, extras: dict[str, Any]) -> None:
+    # What some models hand to attention beyond the usual, and this function would otherwise drop without a word.
+    for name in ("softcap", "s_aux", "position_bias", "head_mask"):
+        if extras.get(name) is not None:
+            raise ValueError(f"architecture {type(module).__name__}: its attention uses {name}; serve another model")
+
+
+def paged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer. query (1, H, T, D); key, value (1, K, T, D). Returns (1, T, H, D)."""
+    _refuse_extras(module, {**extras, "softcap": softcap})
+    step = PagedStep.current()
+    keys_PKD, values_PKD = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
+    keys_PKD[step.places_T] = key[0].transpose(0, 1)
+    values_PKD[step.places_T] = value[0].transpose(0, 1)
+    query_HTD = query[0]
+    output_THD = torch.empty_like(query_HTD.transpose(0, 1), memory_format=torch.contiguous_format)
+    num_kv_heads = keys_PKD.shape[1]
+    for rows in step.rows:
+        queries = rows.select(query_HTD)
+        # Query heads that share a key-value head stand side by side as more queries of that head.
+        num_rows, num_heads, num_queries, head_size = queries.shape
+        grouped = queries.reshape(num_rows, num_kv_heads, -1, head_size)
+        mask = rows.mask(sliding_window)
+        if mask is not None:
+            mask = mask.repeat(1, 1, num_heads // num_kv_heads, 1)
+        result = scaled_dot_product_attention(
+            grouped,
+            keys_PKD[rows.places_RC].transpose(1, 2),
+            values_PKD[rows.places_RC].transpose(1, 2),
+            attn_mask=mask,
+            scale=scaling,
+        )
+        rows.place(output_THD, result.reshape(num_rows, num_heads, num_queries, head_size))
+    return output_THD[None], None
+
+
+transformers.AttentionInterface.register(ATTENTION_NAME, paged_attention)
