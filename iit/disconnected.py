@@ -24,7 +24,8 @@ def residual_covariance(joint_MM: Tensor, b_Cnn: Tensor) -> Tensor:
     """Covariance of y - B x for each B: (C, n, n). Equals S + (A-B) S_x (A-B)^T, without forming A."""
     s_x, s_y, s_yx = split_joint(joint_MM)
     cross_Cnn = b_Cnn @ s_yx.mT
-    return s_y - cross_Cnn - cross_Cnn.mT + b_Cnn @ s_x @ b_Cnn.mT
+    residual_Cnn: Tensor = s_y - cross_Cnn - cross_Cnn.mT + b_Cnn @ s_x @ b_Cnn.mT
+    return residual_Cnn
 
 
 @torch.no_grad()
@@ -33,13 +34,16 @@ def fit_disconnected(joint_MM: Tensor, masks_Cnn: Tensor, *, tolerance: float, m
 
     Starts at the blockwise least-squares fit; each round takes, for every part s and its complement o,
     B_s <- B_s + [R_ss - G R_os] S_x,ss^-1 with G = S'_so S'_oo^-1 and R = (A - B) S_x, for both parts at once: with
-    P = S'^-1 that is B + blocks(P)^-1 blocks(P R) blocks(S_x)^-1. Rounds are extrapolated by Anderson's method (Walker & Ni,
-    SIAM J. Numer. Anal. 49:1715, 2011), kept only where that is lower than the plain round. Ends when no cut fell by more
-    than tolerance (nats of 1/2 ln det) in a round.
+    P = S'^-1 that is B + blocks(P)^-1 blocks(P R) blocks(S_x)^-1. Rounds are extrapolated by Anderson's method
+    (Walker & Ni, SIAM J. Numer. Anal. 49:1715, 2011), kept only where that is lower than the plain round: on
+    strongly coupled systems plain rounds need hundreds. Ends when no cut fell by more than tolerance (nats of 1/2 ln
+    det) in a round.
+
+    joint_MM: one covariance for all masks, or (C, 2n, 2n), one for each.
     """
     s_x, _, s_yx = split_joint(joint_MM)
     inverse_x_Cnn = torch.linalg.inv(masks_Cnn * s_x)
-    b_Cnn = (masks_Cnn * s_yx) @ inverse_x_Cnn
+    b_Cnn: Tensor = (masks_Cnn * s_yx) @ inverse_x_Cnn
     residual_Cnn = residual_covariance(joint_MM, b_Cnn)
     value_C = 0.5 * logdet(residual_Cnn)
     plains: list[Tensor] = []
@@ -66,11 +70,11 @@ def _extrapolate(plains: list[Tensor], steps: list[Tensor]) -> Tensor | None:
     gram_Chh = step_change_Cph.mT @ step_change_Cph
     # The ridge keeps the system solvable once the changes are parallel or zero; a bad answer is refused by _lower_of.
     ridge_C = 1e-12 * gram_Chh.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-280
-    gram_Chh = gram_Chh + ridge_C[:, None, None] * torch.eye(
-        gram_Chh.shape[-1], dtype=torch.float64, device=gram_Chh.device
-    )
+    identity_hh = torch.eye(gram_Chh.shape[-1], dtype=torch.float64, device=gram_Chh.device)
+    gram_Chh = gram_Chh + ridge_C[:, None, None] * identity_hh
     weights_Ch1 = torch.linalg.solve(gram_Chh, step_change_Cph.mT @ steps_hCp[-1].unsqueeze(-1))
-    return plains[-1] - (plain_change_Cph @ weights_Ch1).reshape(plains[-1].shape)
+    bold_Cnn: Tensor = plains[-1] - (plain_change_Cph @ weights_Ch1).reshape(plains[-1].shape)
+    return bold_Cnn
 
 
 def _lower_of(joint_MM: Tensor, plain_Cnn: Tensor, bold_Cnn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

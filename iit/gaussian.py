@@ -24,18 +24,21 @@ def random_projections(num_units: int, width: int, rank: int, generator: torch.G
     normal_KDR = torch.randn(num_units, width, rank, generator=generator, device=generator.device)
     q_KDR, r_KRR = torch.linalg.qr(normal_KDR)
     # QR alone is not uniform: LAPACK fixes the signs of the reflectors, so the sign of R's diagonal is given back to Q.
-    return q_KDR * torch.sign(torch.diagonal(r_KRR, dim1=-2, dim2=-1))[:, None, :]
+    projections_KDR: Tensor = q_KDR * torch.sign(torch.diagonal(r_KRR, dim1=-2, dim2=-1))[:, None, :]
+    return projections_KDR
 
 
 def project(heads_BTKD: Tensor, projections_KDR: Tensor) -> Tensor:
     """Project each unit by its own matrix: (B, T, K, D) -> (B, T, K * R), float32 at least."""
     heads_BTKD = heads_BTKD.to(torch.promote_types(heads_BTKD.dtype, torch.float32))
     # One product with a block-diagonal matrix: K times the arithmetic, yet faster than K strided products.
-    return heads_BTKD.flatten(2) @ torch.block_diag(*projections_KDR.to(heads_BTKD))
+    blocks_Hn: Tensor = torch.block_diag(*projections_KDR.to(heads_BTKD))  # type: ignore[no-untyped-call]
+    return heads_BTKD.flatten(2) @ blocks_Hn
 
 
 def state_pairs(states_BTn: Tensor, lag: int, num_dropped: int) -> tuple[Tensor, Tensor]:
-    """Pool x = z_t and y = z_{t+lag} over batch and positions after the first num_dropped: two (N, n) tensors.
+    """x = z_t and y = z_{t+lag} of all positions after the first num_dropped: two (B, T - num_dropped - lag, n)
+    tensors.
 
     Raises ValueError if lag < 1, num_dropped < 0, or a sequence is too short to give a pair.
     """
@@ -50,7 +53,7 @@ def state_pairs(states_BTn: Tensor, lag: int, num_dropped: int) -> tuple[Tensor,
             f"use sequences of at least {num_dropped + lag + 1} positions"
         )
     kept_BTn = states_BTn[:, num_dropped:]
-    return kept_BTn[:, :-lag].flatten(0, 1), kept_BTn[:, lag:].flatten(0, 1)
+    return kept_BTn[:, :-lag], kept_BTn[:, lag:]
 
 
 def oas_intensity(covariance_MM: Tensor, num_samples: int) -> float:
@@ -68,32 +71,58 @@ def oas_intensity(covariance_MM: Tensor, num_samples: int) -> float:
     return min(max(intensity, SHRINKAGE_RANGE[0]), SHRINKAGE_RANGE[1])
 
 
-def joint_covariance(x_Nn: Tensor, y_Nn: Tensor) -> Tensor:
-    """Standardised and shrunk covariance of (x, y): (2n, 2n), float64, positive definite, differentiable.
+def standardised_covariance(x_Nn: Tensor, y_Nn: Tensor) -> Tensor:
+    """Covariance of (x, y) after each channel is divided by its standard deviation: (2n, 2n), float64, differentiable.
 
-    Each channel is divided by its standard deviation (variance floored at VARIANCE_FLOOR times the median variance);
-    then C <- (1 - rho) C + rho I with the OAS intensity rho, which is a constant for the gradient.
+    The variance is floored at VARIANCE_FLOOR times the median variance. Raises ValueError where a state is not finite.
     """
     pairs_NM = torch.cat([x_Nn, y_Nn], dim=1).double()
-    num_pairs = pairs_NM.shape[0]
     centred_NM = pairs_NM - pairs_NM.mean(dim=0)
-    raw_MM = centred_NM.mT @ centred_NM / num_pairs
-    variance_M = raw_MM.diagonal()
-    floor = (VARIANCE_FLOOR * variance_M.detach().median()).clamp_min(_TINY_VARIANCE)
+    raw_MM = centred_NM.mT @ centred_NM / pairs_NM.shape[0]
+    if not bool(torch.isfinite(raw_MM.detach()).all()):
+        raise ValueError("states hold NaN or infinity: the model has diverged, or its weights are damaged")
+    return standardise(raw_MM)
+
+
+def standardise(raw_MM: Tensor) -> Tensor:
+    """Divide a covariance (..., M, M) by its standard deviations, floored as above."""
+    variance_M = raw_MM.diagonal(dim1=-2, dim2=-1)
+    floor = (VARIANCE_FLOOR * variance_M.detach().median(dim=-1, keepdim=True).values).clamp_min(_TINY_VARIANCE)
     scale_M = torch.maximum(variance_M, floor).rsqrt()
-    covariance_MM = raw_MM * scale_M[:, None] * scale_M[None, :]
-    intensity = oas_intensity(covariance_MM.detach(), num_pairs)
+    covariance_MM: Tensor = raw_MM * scale_M[..., :, None] * scale_M[..., None, :]
+    return covariance_MM
+
+
+def shrink(covariance_MM: Tensor, num_samples: int) -> Tensor:
+    """C <- (1 - rho) C + rho I with the OAS intensity rho, which is a constant for the gradient: positive definite."""
+    intensity = oas_intensity(covariance_MM.detach(), num_samples)
     identity_MM = torch.eye(covariance_MM.shape[0], dtype=torch.float64, device=covariance_MM.device)
     return (1 - intensity) * covariance_MM + intensity * identity_MM
+
+
+def joint_covariance(x_Nn: Tensor, y_Nn: Tensor) -> Tensor:
+    """Standardised and shrunk covariance of N pairs (x, y): (2n, 2n), float64, positive definite, differentiable."""
+    return shrink(standardised_covariance(x_Nn, y_Nn), x_Nn.shape[0])
+
+
+def effective_rank(covariance_nn: Tensor) -> float:
+    """Number of dimensions the state really uses, 1..n: exp of the entropy of the normalised eigenvalues.
+
+    Source: Roy & Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    eigenvalues_n = torch.linalg.eigvalsh(covariance_nn.detach().double()).clamp_min(0)
+    shares_n = eigenvalues_n / eigenvalues_n.sum().clamp_min(_TINY_VARIANCE)
+    return float(torch.special.entr(shares_n).sum().exp())
 
 
 def logdet(positive_definite: Tensor) -> Tensor:
     """Natural log-determinant of symmetric positive definite matrices (..., m, m) -> (...), by Cholesky."""
     factor = torch.linalg.cholesky(positive_definite)
-    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    values: Tensor = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return values
 
 
 def split_joint(joint_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take S_x, S_y and S_yx out of the joint covariance of (x, y), each (n, n)."""
-    size = joint_MM.shape[0] // 2
-    return joint_MM[:size, :size], joint_MM[size:, size:], joint_MM[size:, :size]
+    """Take S_x, S_y and S_yx out of the joint covariance of (x, y), each (..., n, n)."""
+    size = joint_MM.shape[-1] // 2
+    return joint_MM[..., :size, :size], joint_MM[..., size:, size:], joint_MM[..., size:, :size]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iit.gaussian import joint_covariance, project, random_projections, state_pairs
-from iit.measures import minimum_cut
+from iit.measures import QUICK, minimum_cut
 from iit.nulls import chi_square_p_value, null_mean
 from iit.partitions import Cut
 
@@ -31,37 +31,53 @@ class PhiObjective:
     """Phi of a batch of head outputs, at the minimum information partition of the heads.
 
     rank: channels each head is projected to; lag: positions between x and y; num_dropped: first positions left out.
+    sham: turn y in time by a random far offset, for the arm with the same gradient plumbing and no integration.
+    Raises ValueError on settings below their range.
     """
 
-    def __init__(self, rank: int = 4, lag: int = 1, num_dropped: int = 8) -> None:
+    def __init__(self, rank: int = 4, lag: int = 1, num_dropped: int = 8, *, sham: bool = False) -> None:
+        for name, value, least in (("rank", rank, 1), ("lag", lag, 1), ("num_dropped", num_dropped, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: use {least} or more")
         self.rank = rank
         self.lag = lag
         self.num_dropped = num_dropped
+        self.sham = sham
 
     def __call__(self, heads_BTKD: Tensor, generator: torch.Generator) -> PhiTerm:
         """Redraw the projections from generator (torch's global generator is never touched) and evaluate Phi.
 
-        heads_BTKD: K >= 2 heads' outputs, any floating dtype. Raises ValueError where no pair is left or the rank is too
-        large.
+        heads_BTKD: outputs of K >= 2 heads, any floating dtype; eager or out of a compiled model, under autocast or
+        not. Raises ValueError where the shape does not fit, no pair is left, or a value is not finite.
         """
         if heads_BTKD.ndim != 4 or heads_BTKD.shape[2] < 2:
             raise ValueError(
-                f"heads have shape {tuple(heads_BTKD.shape)}: give (batch, positions, at least 2 heads, channels)"
+                f"heads have shape {tuple(heads_BTKD.shape)}: give (batch, positions, >= 2 units, channels)"
             )
         num_units, width = heads_BTKD.shape[2:]
         with torch.autocast(heads_BTKD.device.type, enabled=False):
             projections_KDR = random_projections(num_units, width, self.rank, generator)
-            x_Nn, y_Nn = state_pairs(project(heads_BTKD, projections_KDR), self.lag, self.num_dropped)
+            x_BTn, y_BTn = state_pairs(project(heads_BTKD, projections_KDR), self.lag, self.num_dropped)
+            if self.sham:
+                y_BTn = _turned_in_time(y_BTn, generator)
+            x_Nn, y_Nn = x_BTn.flatten(0, 1), y_BTn.flatten(0, 1)
             # The matrices are tiny: on an accelerator, launches would cost more than the trip to the CPU.
-            joint_MM = joint_covariance(x_Nn, y_Nn).cpu()
-            cut, phi, _ = minimum_cut(joint_MM, num_units, tolerance=1e-7, max_rounds=30)
-        channels = (len(cut[0]) * self.rank, len(cut[1]) * self.rank)
-        value, num_pairs = float(phi.detach()), x_Nn.shape[0]
+            found = minimum_cut(joint_covariance(x_Nn, y_Nn).cpu(), num_units, QUICK)
+        channels = (len(found.cut[0]) * self.rank, len(found.cut[1]) * self.rank)
+        num_pairs = x_Nn.shape[0]
         return PhiTerm(
-            phi=phi.to(heads_BTKD.device),
-            phi01=-torch.expm1(-phi / channels[0]).to(heads_BTKD.device),
+            phi=found.phi.to(heads_BTKD.device),
+            phi01=-torch.expm1(-found.phi / channels[0]).to(heads_BTKD.device),
             null_mean=null_mean(channels, num_pairs),
-            p_value=chi_square_p_value(value, channels, num_pairs),
+            p_value=chi_square_p_value(float(found.phi.detach()), channels, num_pairs),
             num_pairs=num_pairs,
-            cut=cut,
+            cut=found.cut,
         )
+
+
+def _turned_in_time(y_BTn: Tensor, generator: torch.Generator) -> Tensor:
+    """y rolled by between a quarter and three quarters of the sequence, the same for the whole batch."""
+    num_positions = y_BTn.shape[1]
+    quarter = num_positions // 4
+    offset = int(torch.randint(quarter, num_positions - quarter, (), generator=generator, device=generator.device))
+    return y_BTn.roll(offset, dims=1)

@@ -18,7 +18,9 @@ _OUTPUT_PROJECTION = {"o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "ou
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's stack of layers: the ModuleList as long as config.num_hidden_layers. Raises ValueError without one."""
+    """The model's stack of layers: the ModuleList as long as config.num_hidden_layers. Raises ValueError without
+    one.
+    """
     num_layers = _text_config(model).num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
@@ -30,6 +32,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def output_projection(layer: nn.Module) -> nn.Module | None:
     """The output projection of the layer's attention, or None where the layer has no attention."""
+    module: nn.Module
     for name, module in layer.named_modules():
         *path, last = name.split(".")
         if last in _OUTPUT_PROJECTION and any(_ATTENTION.search(part) for part in path):
@@ -41,8 +44,9 @@ class HeadProbe:
     """Context manager that keeps the units of one layer of the model's last forward pass, with their gradient.
 
     layer: index of the layer, negative from the end. num_groups: number of channel groups for a layer without heads
-    (default: the model's number of attention heads). Enter it before torch.compile traces the model: hooks that come later
-    are not traced. Raises ValueError where the layer is missing or its channels do not split into units of equal size.
+    (default: the model's number of attention heads). Enter it before torch.compile traces the model: hooks that come
+    later are not traced. Raises ValueError where the layer is missing or its channels do not split into units of
+    equal size.
     """
 
     def __init__(self, model: nn.Module, layer: int = -1, num_groups: int | None = None) -> None:
@@ -57,15 +61,15 @@ class HeadProbe:
         projection = output_projection(layers[self.layer])
         self.has_heads = projection is not None
         self.num_units = num_heads if self.has_heads or num_groups is None else num_groups
-        self._module = layers[self.layer] if projection is None else projection
+        self.module = layers[self.layer] if projection is None else projection
         self._captured: Tensor | None = None
         self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> Self:
         if self.has_heads:
-            self._handle = self._module.register_forward_pre_hook(self._keep_input)
+            self._handle = self.module.register_forward_pre_hook(self._keep_input)
         else:
-            self._handle = self._module.register_forward_hook(self._keep_output)
+            self._handle = self.module.register_forward_hook(self._keep_output)
         return self
 
     def __exit__(
@@ -77,7 +81,9 @@ class HeadProbe:
         self._captured = None
 
     def read(self) -> Tensor:
-        """The units' outputs of the last forward pass: (B, T, K, D). Raises ValueError if none was inside the `with`."""
+        """The units' outputs of the last forward pass: (B, T, K, D). Raises ValueError if none was inside the
+        `with`.
+        """
         if self._captured is None:
             raise ValueError(
                 f"layer {self.layer} has seen no forward pass: run the model inside `with HeadProbe(...)`, then read"
@@ -87,7 +93,7 @@ class HeadProbe:
             raise ValueError(
                 f"{hidden_BTH.shape[-1]} channels do not split into {self.num_units} units: choose another num_groups"
             )
-        return hidden_BTH.unflatten(-1, (self.num_units, -1))
+        return hidden_BTH.reshape(*hidden_BTH.shape[:-1], self.num_units, -1)
 
     def _keep_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._captured = inputs[0]

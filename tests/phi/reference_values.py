@@ -1,8 +1,8 @@
 """Published and computed values of Phi_G to test against, in nats.
 
-The six-unit systems were evaluated with the toolbox of the authors of Phi_G (MATLAB code, on Octave). The two-node system
-is A = 0.4 * ones(2, 2) with noise covariance [[1, c], [c, 1]] (Oizumi et al., PLoS Comput Biol 2016, figure 3; Mediano et
-al., Entropy 2019, figure 1), from its exact algebra.
+The six-unit systems were evaluated with the toolbox of the authors of Phi_G (MATLAB code, on Octave). The two-node
+system is A = 0.4 * ones(2, 2) with noise covariance [[1, c], [c, 1]] (Oizumi et al., PLoS Comput Biol 2016, figure
+3; Mediano et al., Entropy 2019, figure 1), from its exact algebra.
 """
 
 from typing import NamedTuple
