@@ -100,17 +100,18 @@ def problems_of(errors: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> l
         field = location[0] if location else "body"
         if field in problems:
             # the branches of a union: "a string, or a list"
-            if error["msg"] not in problems[field]["message"]:
-                problems[field]["message"] += f"; or {_lower_first(error['msg'])}"
+            message = _plain(str(error["msg"]))
+            if message not in problems[field]["message"]:
+                problems[field]["message"] += f", or {message}"
             continue
         problems[field] = {
             "field": field,
             "value": shown(error.get("input")),
-            "message": _lower_first(str(error["msg"])),
+            "message": _plain(str(error["msg"])),
             "remedy": _remedy(error, known),
         }
     for problem in problems.values():
-        problem["message"] = f"{problem['field']}: {problem['message']}, got {json.dumps(problem['value'])}"
+        problem["message"] = f"{problem['field']} is {json.dumps(problem['value'])}: {problem['message']}"
     return list(problems.values())
 
 
@@ -130,9 +131,12 @@ def _remedy(error: Mapping[str, Any], known: tuple[str, ...]) -> str:
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
     message = str(error["msg"])
-    prefix = "Input should be "
-    return "give " + message[len(prefix) :] if message.startswith(prefix) else _lower_first(message)
+    return _plain(message).replace("should be", "give", 1).partition(", unable to")[0]
 
 
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _plain(message: str) -> str:
+    """Pydantic's sentence as a clause that can follow a field's name."""
+    for prefix, replacement in (("Input should be", "should be"), ("Value error, ", "")):
+        if message.startswith(prefix):
+            return replacement + message[len(prefix) :]
+    return message[:1].lower() + message[1:]

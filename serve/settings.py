@@ -3,24 +3,25 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serve.errors import StartupError, problems_of
 
 PREFIX = "PHISERVE_"
 # A secret on the command line would be read by everyone who can list processes.
 WITHOUT_FLAG = ("api_keys",)
+ALWAYS_SHOWN = ("model", "host", "port", "workers", "api_servers", "runner", "device", "dtype")
 
 
 class ServeSettings(BaseSettings):
     """Every knob of the server, with its default written once, here."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=False)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field("tiny_iit", description="a name, name@version or name@alias of the model store, or a folder")
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")  # noqa: S104
@@ -29,11 +30,12 @@ class ServeSettings(BaseSettings):
     api_servers: int = Field(1, ge=1, le=64, description="HTTP processes")
 
     runner: Literal["auto", "torch", "native"] = Field("auto", description="what computes the forward pass")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    dtype: str = Field("auto", pattern=r"^(auto|float32|bfloat16|float16|int8)$", description="number format of the forward pass")
-    cache_mb: int = Field(0, ge=0, description="key-value cache of each worker in MB; 0 lets the engine choose")
-    max_batch_size: int = Field(64, ge=1, le=1024, description="requests that one worker computes at once")
-    max_step_tokens: int = Field(512, ge=16, description="tokens that one worker computes in one step")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is computed")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of the model")
+    threads: int = Field(0, ge=0, description="threads of each worker's computation; 0 lets the runner choose")
+    cache_tokens: int = Field(0, ge=0, description="tokens in each worker's key-value cache; 0 lets the runner choose")
+    max_model_len: int = Field(0, ge=0, description="longest prompt plus answer; 0 is what the model's config says")
+    max_batch_size: int = Field(32, ge=1, le=1024, description="choices that one worker computes at once")
 
     max_queue: int = Field(256, ge=0, description="choices waiting beyond those that run; more are answered 429")
     max_prompt_tokens: int = Field(0, ge=0, description="longest prompt in tokens; 0 is what the model can take")
@@ -49,11 +51,16 @@ class ServeSettings(BaseSettings):
     stall_seconds: float = Field(60, gt=0, description="a stream whose reader takes nothing for so long is ended")
     drain_seconds: float = Field(30, ge=0, description="time that running requests get after SIGTERM")
 
-    api_keys: list[SecretStr] = Field(default_factory=list, description="keys that clients must send (environment only)")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list, description="keys that clients must send, comma between")
     api_keys_file: Path | None = Field(None, description="file with one key a line")
     metrics_need_key: bool = Field(False, description="ask for the API key on /metrics too")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("warning", description="log level")
     step_timing: bool = Field(False, description="count the seconds of each phase of a step in /metrics")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, keys: object) -> object:
+        return [key.strip() for key in keys.split(",") if key.strip()] if isinstance(keys, str) else keys
 
     @field_validator("api_keys_file")
     @classmethod
@@ -75,12 +82,57 @@ class ServeSettings(BaseSettings):
         return tuple(key for key in keys if key)
 
     def described(self) -> str:
-        """One line a setting that is not the default, in the words of the flags; secrets as their number."""
-        shown = {name: getattr(self, name) for name in type(self).model_fields if name != "api_keys"}
+        """The settings in the words of the flags: the main ones and all that differ from their default. No secret."""
         fields = type(self).model_fields
-        lines = [f"{name}={value}" for name, value in shown.items() if name in self._always or value != fields[name].default]
-        return " ".join(lines) + f" api_keys={len(self.keys()) or 'none'}"
+        shown = [
+            f"{name}={getattr(self, name)}"
+            for name, field in fields.items()
+            if name not in WITHOUT_FLAG and (name in ALWAYS_SHOWN or getattr(self, name) != field.default)
+        ]
+        return " ".join([*shown, f"api_keys={len(self.keys()) or 'none'}"])
 
-    @property
-    def _always(self) -> tuple[str, ...]:
-        return ("model", "host", "port", "workers", "api_servers", "runner", "device", "dtype")
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise StartupError(f"{message} (python -m serve --help lists the flags)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m serve",
+        description="Serve a causal language model over HTTP.",
+        epilog=f"Each flag can also be given as {PREFIX}NAME in the environment; a flag wins. Keys: {PREFIX}API_KEYS.",
+        allow_abbrev=False,
+    )
+    for name, field in ServeSettings.model_fields.items():
+        if name in WITHOUT_FLAG:
+            continue
+        flag = "--" + name.replace("_", "-")
+        text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+    return parser
+
+
+def load_settings(arguments: Sequence[str]) -> ServeSettings:
+    """Settings from flags, then the environment, then the defaults.
+
+    Raises StartupError, one line that names the setting, its value and the remedy.
+    """
+    flags = vars(_parser().parse_args(arguments))
+    known = {PREFIX + name.upper() for name in ServeSettings.model_fields}
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name not in known:
+            raise StartupError(f"{name} in the environment is not a setting: remove it; see python -m serve --help")
+    try:
+        return ServeSettings(**flags)
+    except ValidationError as error:
+        problem = problems_of(error.errors(include_url=False), ServeSettings.model_fields)[0]
+        raise StartupError(f"{problem['message']}: {problem['remedy']}") from None
+
+
+def make_private_folder() -> Path:
+    """A new folder that only this user can enter, for sockets and metric files."""
+    return Path(tempfile.mkdtemp(prefix="phiserve-"))

@@ -1,0 +1,159 @@
+"""POST /generate: a body becomes jobs for one worker, its deltas become JSON or server-sent events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.completion import Choice, Completion, error_event
+from serve.errors import ApiError
+from serve.routes.responses import EventStream, error_response, json_response, read_json_body, watch_hang_up
+from serve.schemas import GenerateRequest, Limits, Plan, check_sizes, encode, parse, plan, prompts_of
+from serve.service import Service
+from serve.worker_pool import Generation, ReaderGone
+
+# Tokenising a longer prompt would keep the event loop from the other streams.
+LONG_PROMPT_CHARACTERS = 16_384
+OUTCOMES = {429: "full", 500: "error", 503: "unavailable"}
+
+
+class GenerateRoute:
+    """The endpoint, bound to its service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def generate(self, request: Request) -> Response:
+        """Continue a prompt. The schema says what the body may hold; `stream` chooses between JSON and events."""
+        arrived = time.perf_counter()
+        try:
+            generation, completion, stream = await self._begin(request, arrived)
+        except ApiError as error:
+            self._service.metrics.outcome(OUTCOMES.get(error.status, "invalid"))
+            return error_response(error)
+        answer = Answer(self._service, generation, completion)
+        if not stream:
+            return await answer.whole(request)
+        return await answer.streamed(request)
+
+    async def _begin(self, request: Request, arrived: float) -> tuple[Generation, Completion, bool]:
+        service = self._service
+        limits = service.limits()
+        asked = parse(await read_json_body(request, service.settings.max_body_bytes))
+        plan = await self._plan(asked, limits)
+        service.check_room(len(plan.jobs))
+        window = service.settings.stream_window if plan.stream else 0
+        try:
+            generation = service.pool.open(plan.jobs, window)
+        except LookupError as error:
+            raise ApiError(503, str(error), remedy="try again in a few seconds", retry_after=2) from error
+        return generation, Completion(plan, service.model.tokenizer, arrived), plan.stream
+
+    async def _plan(self, asked: GenerateRequest, limits: Limits) -> Plan:
+        service = self._service
+        check_sizes(asked, service.settings)
+        prompts = prompts_of(asked)
+        service.check_room(len(prompts) * asked.n)
+        tokenise = partial(encode, asked, service.model.tokenizer, limits)
+        long = sum(len(prompt) for prompt in prompts) > LONG_PROMPT_CHARACTERS
+        encoded = await asyncio.to_thread(tokenise) if long else tokenise()
+        return plan(asked, encoded, service.model, limits)
+
+
+class Answer:
+    """One request that a worker computes, until its last byte."""
+
+    def __init__(self, service: Service, generation: Generation, completion: Completion) -> None:
+        self._service = service
+        self._generation = generation
+        self._completion = completion
+        self._outcome = ""
+
+    async def whole(self, request: Request) -> Response:
+        """The JSON answer, or an error in its place."""
+        watcher = watch_hang_up(request.receive, self._generation.hang_up)
+        try:
+            while not self._completion.finished:
+                await self._advance()
+            request_id = f"gen-{self._service.api}-{self._generation.number}"
+            body = self._completion.body(self._service.model.full_name, request_id)
+            self._end("ok")
+            return json_response(body)
+        except ReaderGone:
+            self._end("cancelled")
+            return Response(status_code=499)
+        except ApiError as error:
+            self._end(OUTCOMES.get(error.status, "error"))
+            return error_response(error)
+        finally:
+            watcher.cancel()
+            self._end("error")
+
+    async def streamed(self, request: Request) -> Response:
+        """Events; an error before the first of them is an answer with its own status."""
+        watcher = watch_hang_up(request.receive, self._generation.hang_up)
+        try:
+            changed = await self._advance()
+        except ReaderGone:
+            self._end("cancelled")
+            return Response(status_code=499)
+        except ApiError as error:
+            self._end(OUTCOMES.get(error.status, "error"))
+            return error_response(error)
+        except BaseException:
+            self._end("error")
+            raise
+        finally:
+            watcher.cancel()
+        return EventStream(self._completion.events(changed), self._rest(changed), gone=self._hang_up)
+
+    async def _rest(self, changed: list[tuple[Choice, str]]) -> AsyncIterator[bytes]:
+        """Each turn starts when the connection took the chunk before, and gives credit for it."""
+        try:
+            while not self._completion.finished:
+                self._acknowledge(changed)
+                changed = await self._advance()
+                if chunk := self._completion.events(changed):
+                    started = time.perf_counter()
+                    yield chunk
+                    if self._service.metrics.timing:
+                        self._service.metrics.phase("write", time.perf_counter() - started)
+            self._end("ok")
+        except ReaderGone:
+            self._end("cancelled")
+        except ApiError as error:
+            self._end(OUTCOMES.get(error.status, "error"))
+            yield error_event(error)
+
+    async def _advance(self) -> list[tuple[Choice, str]]:
+        """Everything that came since the last turn, as text; stops what a stop string ended."""
+        taken = await self._generation.take()
+        started = time.perf_counter()
+        changed = self._completion.accept(taken)
+        for choice, _ in changed:
+            if choice.finish_reason is not None:
+                self._generation.stop(choice.index)
+        if self._service.metrics.timing:
+            self._service.metrics.phase("detokenise", time.perf_counter() - started)
+        return changed
+
+    def _acknowledge(self, changed: list[tuple[Choice, str]]) -> None:
+        for choice, _ in changed:
+            num_new = len(choice.token_ids) - choice.num_acknowledged
+            choice.num_acknowledged += num_new
+            self._generation.acknowledge(choice.index, num_new)
+
+    def _hang_up(self) -> None:
+        self._generation.hang_up()
+        self._end("cancelled")
+
+    def _end(self, outcome: str) -> None:
+        """Count the request and free its places, once."""
+        if not self._outcome:
+            self._outcome = outcome
+            self._generation.close()
+            self._service.metrics.outcome(outcome)
+            self._service.metrics.finished(self._completion.totals())

@@ -1,0 +1,53 @@
+"""The model as an HTTP process knows it: its name, its tokenizer, its sampling defaults. No weights, no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.engine.request import SamplingParams
+from serve.errors import StartupError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One checkpoint folder. created: seconds since 1970. defaults: what its generation_config.json says."""
+
+    name: str
+    version: str
+    path: Path
+    created: int
+    tokenizer: "Tokenizer"
+    defaults: SamplingParams
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def load_served_model(reference: str) -> ServedModel:
+    """Find a checkpoint and read what an HTTP process needs of it. Raises StartupError, one line."""
+    from model_store.store import ModelStore, default_root
+
+    try:
+        resolved = ModelStore(default_root()).resolve(reference)
+    except (ValueError, LookupError, OSError) as error:
+        raise StartupError(f"model {reference!r}: {_one_line(error)}") from error
+    path = Path(resolved.path)
+    from serve.engine.loader import load_tokenizer
+    from serve.engine.model_files import default_sampling_params, read_config
+
+    try:
+        read_config(path)
+        tokenizer = load_tokenizer(path)
+        defaults = default_sampling_params(path)
+    except ValueError as error:
+        raise StartupError(f"model {reference!r}: {_one_line(error)}") from error
+    created = int((path / "config.json").stat().st_mtime)
+    return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
