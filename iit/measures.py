@@ -141,8 +141,8 @@ def minimum_cut(joint_MM: Tensor, num_units: int, precision: Precision = QUICK) 
 def minimum_cut_by_queyranne(joint_MM: Tensor, num_units: int, precision: Precision = QUICK) -> MinimumCut:
     """As minimum_cut, among the cuts that Queyranne's algorithm visits under Phi and under Phi / d1.
 
-    Phi / d1 is what is minimised, Phi is closer to submodular: each search visits good cuts that the other misses. The best
-    few are then improved by moving and swapping units until no such step helps.
+    Phi / d1 is what is minimised, Phi is closer to submodular: each search visits good cuts that the other misses.
+    The best few are then improved by moving and swapping units until no such step helps.
     """
     known: dict[Cut, float] = {}
 

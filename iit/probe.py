@@ -13,7 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-_ATTENTION = re.compile(r"(^|_)(attn|attention)($|_)")
+_ATTENTION = re.compile(r"^(self_|)(attn|attention)$")  # not linear_attn: its state has other heads, or none
 _OUTPUT_PROJECTION = {"o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "out_lin"}
 
 
@@ -35,7 +35,7 @@ def output_projection(layer: nn.Module) -> nn.Module | None:
     module: nn.Module
     for name, module in layer.named_modules():
         *path, last = name.split(".")
-        if last in _OUTPUT_PROJECTION and any(_ATTENTION.search(part) for part in path):
+        if last in _OUTPUT_PROJECTION and any(_ATTENTION.match(part) for part in path):
             return module
     return None
 
