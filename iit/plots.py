@@ -28,10 +28,10 @@ def _draw_values(axes: Axes, records: Sequence[Phi], names: list[int]) -> None:
     axes.plot(positions, [record.phi for record in records], "o-", label="Phi_G at the minimum cut")
     axes.plot(positions, [record.phi_r for record in records], "s:", label="Phi^R at that cut")
     axes.plot(positions, [record.null_mean for record in records], "--", color="grey", label="null mean d1 d2 / N")
-    surrogates = [(record.surrogate_mean, record.surrogate_quantile_95) for record in records]
-    if all(mean is not None and high is not None for mean, high in surrogates):
-        means, highs = np.array(surrogates, dtype=float).T
-        axes.fill_between(positions, means, highs, alpha=0.3, color="grey", label="time-shift surrogates: mean to 95 %")
+    highs = [record.surrogate_quantile_95 for record in records]
+    if None not in highs:
+        band = np.array(highs, dtype=float)
+        axes.fill_between(positions, 0, band, alpha=0.3, color="grey", label="95 % of time-shift surrogates")
     axes.set(xlabel="layer", ylabel="nats", xticks=positions, xticklabels=names, title="Phi by layer")
     axes.set_ylim(bottom=min([0.0, *(1.05 * record.phi_r for record in records)]))
     axes.legend(fontsize=8)
@@ -51,6 +51,6 @@ def _draw_cuts(axes: Axes, records: Sequence[Phi], names: list[int]) -> None:
     points = [(column, row) for column, row in enumerate(best) if row is not None]
     if points:
         axes.plot(*zip(*points, strict=True), "rx", label="minimum information partition")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes.set_title("Phi(cut) / d1 of every cut, nats")
     axes.figure.colorbar(image, ax=axes)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from iit import phi_g
+from iit import phi_g, phi_r, stochastic_interaction, time_delayed_mutual_information
+from iit.measures import whole_minus_sum
 from tests.phi.reference_values import SIX_UNIT_SYSTEMS, TWO_NODE_SYSTEMS, SixUnitSystem, TwoNodeSystem
 from tests.phi.systems import stationary_joint
 
@@ -30,3 +31,19 @@ def test_two_uncoupled_blocks_have_phi_zero_between_and_the_published_phi_across
     joint = stationary_joint(np.kron(np.eye(2), block), np.eye(4))
     assert phi_g(joint, ([0, 1], [2, 3])) == pytest.approx(0, abs=1e-9)
     assert phi_g(joint, ([0, 2], [1, 3])) == pytest.approx(0.593302, abs=1e-6)
+
+
+@pytest.mark.parametrize("system", TWO_NODE_SYSTEMS, ids=lambda system: f"c={system.noise_correlation}")
+def test_the_other_measures_equal_the_exact_algebra_of_two_nodes(system: TwoNodeSystem) -> None:
+    joint, cut = two_node(system.noise_correlation), [[0], [1]]
+    assert time_delayed_mutual_information(joint) == pytest.approx(system.tdmi, abs=1e-8)
+    assert whole_minus_sum(joint, cut) == pytest.approx(system.whole_minus_sum, abs=1e-8)
+    assert phi_r(joint, cut) == pytest.approx(system.phi_r, abs=1e-8)
+    assert stochastic_interaction(joint, cut) == pytest.approx(system.stochastic_interaction, abs=1e-8)
+
+
+def test_stochastic_interaction_counts_a_common_drive_that_phi_g_ignores() -> None:
+    joint = stationary_joint(np.zeros((2, 2)), [[1, 0.9], [0.9, 1]])
+    assert stochastic_interaction(joint, [[0], [1]]) == pytest.approx(0.830366, abs=1e-6)
+    assert time_delayed_mutual_information(joint) == pytest.approx(0, abs=1e-12)
+    assert phi_g(joint, [[0], [1]]) == pytest.approx(0, abs=1e-12)
