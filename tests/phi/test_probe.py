@@ -51,15 +51,30 @@ def gradient_of_query(
     return model.model.layers[1].self_attn.q_proj.weight.grad.clone()
 
 
-def test_captured_heads_keep_their_gradient_under_torch_compile_and_autocast() -> None:
+def test_captured_heads_keep_their_gradient_under_torch_compile() -> None:
     model = tiny_model("llama")
     with HeadProbe(model) as probe:
         compiled = torch.compile(model, backend="aot_eager", dynamic=False)
         plain = gradient_of_query(model, model, probe, autocast=False)
-        torch.testing.assert_close(gradient_of_query(model, compiled, probe, autocast=False), plain)
-        mixed = gradient_of_query(model, compiled, probe, autocast=True)
-        assert (mixed - plain).norm() < 0.2 * plain.norm()
         assert plain.norm() > 0
+        torch.testing.assert_close(gradient_of_query(model, compiled, probe, autocast=False), plain)
+
+
+def test_captured_heads_keep_their_gradient_under_bf16_autocast() -> None:
+    model = tiny_model("llama")
+    with HeadProbe(model) as probe:
+        plain = gradient_of_query(model, model, probe, autocast=False)
+        mixed = gradient_of_query(model, model, probe, autocast=True)
+        assert 0 < (mixed - plain).norm() < 0.2 * plain.norm()
+
+
+@pytest.mark.slow
+def test_captured_heads_keep_their_gradient_under_inductor_and_bf16_autocast() -> None:
+    model = tiny_model("llama")
+    with HeadProbe(model) as probe:
+        compiled = torch.compile(model, dynamic=False)
+        plain = gradient_of_query(model, model, probe, autocast=False)
+        assert (gradient_of_query(model, compiled, probe, autocast=True) - plain).norm() < 0.2 * plain.norm()
 
 
 def test_read_without_a_forward_pass_names_the_remedy() -> None:

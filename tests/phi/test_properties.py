@@ -97,9 +97,9 @@ def test_the_fit_is_stationary_and_stays_inside_its_blocks(size: int, seed: int)
     assert float((gradient * masks).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("num_units", [2, 3])
-def test_envelope_gradient_equals_finite_differences_of_the_whole_minimisation(num_units: int) -> None:
-    joint = torch.from_numpy(random_system(2 * num_units, seed=num_units, radius=0.5))
+@pytest.mark.parametrize(("num_units", "rank"), [(2, 2), (3, 1)])
+def test_envelope_gradient_equals_finite_differences_of_the_whole_minimisation(num_units: int, rank: int) -> None:
+    joint = torch.from_numpy(random_system(num_units * rank, seed=num_units, radius=0.5))
     factor = torch.linalg.cholesky(joint).requires_grad_()
     assert torch.autograd.gradcheck(lambda lower: minimum_cut(lower @ lower.mT, num_units, EXACT).phi, factor)
 
