@@ -45,6 +45,7 @@ class Service:
         self.pool = WorkerPool(
             self.folder,
             api,
+            interval=self.settings.stream_interval_ms / 1000,
             on_in_flight=self._count_in_flight,
             on_death=self._count_death,
             on_hello=lambda hello: self.metrics.workers_ready(len(self.pool.hellos)),

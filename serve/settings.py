@@ -47,6 +47,9 @@ class ServeSettings(BaseSettings):
     max_stop_characters: int = Field(128, ge=1, description="longest stop string")
     max_logprobs: int = Field(20, ge=0, description="most alternatives for each token")
     stream_window: int = Field(512, ge=8, description="tokens that a stream may be ahead of its reader before it is paused")
+    stream_interval_ms: float = Field(
+        20, ge=0, le=1000, description="longest wait of a token for the next ones when many streams run; 0 writes each"
+    )
     request_deadline_seconds: float = Field(600, gt=0, description="a request that takes longer is ended")
     stall_seconds: float = Field(60, gt=0, description="a stream whose reader takes nothing for so long is ended")
     drain_seconds: float = Field(30, ge=0, description="time that running requests get after SIGTERM")

@@ -19,6 +19,7 @@ from serve.engine.request import TokenDelta
 
 logger = logging.getLogger(__name__)
 
+SECONDS_PER_CHOICE = 0.0005  # a write costs about 60 us here and as much at the reader
 ACKNOWLEDGED_AT_ONCE = 4  # a stream acknowledges a quarter of its window at a time
 
 
@@ -39,6 +40,7 @@ class Generation:
         self._queue: list[tuple[int, TokenDelta]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._gone = False
+        self._began = False
 
     @property
     def number(self) -> int:
@@ -53,15 +55,20 @@ class Generation:
         self._queue.append((self._index[delta.request_id], delta))
         if delta.finish_reason is not None:
             self._forget(delta.request_id)
-        self._wake()
+
+    @property
+    def in_no_hurry(self) -> bool:
+        """Whether all that waits are tokens in the middle of answers."""
+        return self._began and all(delta.finish_reason is None for _, delta in self._queue)
 
     def hang_up(self) -> None:
         """The reader is gone: abort, and end a waiting take(). May be called again."""
         self._gone = True
         self.close()
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End a waiting take()."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -79,6 +86,7 @@ class Generation:
             finally:
                 self._waiter = None
         taken, self._queue = self._queue, []
+        self._began = True
         return taken
 
     def acknowledge(self, index: int, num_tokens: int) -> None:
@@ -121,6 +129,7 @@ class _Worker:
 class WorkerPool:
     """All workers of the server, seen from HTTP process number `api`.
 
+    interval: seconds that a token in the middle of an answer may wait for the next ones when many choices run.
     on_in_flight: told by how much the number of choices in flight changed. on_death: told the pid of a dead worker.
     on_hello: told of each worker that is there.
     """
@@ -130,12 +139,15 @@ class WorkerPool:
         folder: Path,
         api: int,
         *,
+        interval: float = 0.0,
         on_in_flight: Callable[[int], None] = lambda change: None,
         on_death: Callable[[int], None] = lambda pid: None,
         on_hello: Callable[[Hello], None] = lambda hello: None,
     ) -> None:
         self._folder = folder
         self._api = api
+        self._interval = interval
+        self._unhurried: set[Generation] = set()
         self._on_in_flight = on_in_flight
         self._on_death = on_death
         self._on_hello = on_hello
@@ -218,6 +230,7 @@ class WorkerPool:
         for request_id, (generation, _) in list(self._generations.items()):
             self.tell(generation, [Abort([request_id])])
             generation.push(TokenDelta(request_id, [], [], [], finish_reason="error", error=error))
+            generation.wake()
 
     # -- what comes in ----------------------------------------------------------------------------------------------
 
@@ -241,6 +254,22 @@ class WorkerPool:
             found = self._generations.get(delta.request_id)
             if found is not None:  # else it was aborted meanwhile
                 found[0].push(delta)
+                self._wake(found[0])
+
+    def _wake(self, generation: Generation) -> None:
+        """At once for a first token, an end or few choices; else at the next flush, so that writes hold several tokens."""
+        seconds = min(self._interval, SECONDS_PER_CHOICE * (len(self._generations) - 1))
+        if seconds <= 0 or not generation.in_no_hurry:
+            generation.wake()
+            return
+        if not self._unhurried:
+            self._loop.call_later(seconds, self._flush)
+        self._unhurried.add(generation)
+
+    def _flush(self) -> None:
+        unhurried, self._unhurried = self._unhurried, set()
+        for generation in unhurried:
+            generation.wake()
 
     def _welcome(self, hello: Hello) -> None:
         before = self._workers.get(hello.worker)
@@ -283,6 +312,7 @@ class WorkerPool:
         for request_id in list(worker.pending):
             generation, _ = self._generations[request_id]
             generation.push(TokenDelta(request_id, [], [], [], finish_reason="error", error=channel.WORKER_LOST))
+            generation.wake()
         self._on_death(worker.hello.pid)
 
     def _drop(self, worker: _Worker) -> None:
