@@ -1,0 +1,200 @@
+"""The numbers a text is judged by: each has a name and a source in the literature. Python and numpy; no torch, no model.
+
+text_features() reads one window of a text, document_features() the whole of it, surprise.py the model's own numbers.
+Every feature is defined for every text: where there is nothing to measure it takes the value of its docstring.
+"""
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.quality.lexicon import LETTERS, Lexicon, letter_codes
+from serve.quality.repetition import longest_repeat, longest_run, mtld, number, seq_rep, zipf_exponent
+from serve.quality.words import split_pieces
+
+Side = Literal["high", "low", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """side: where unlike human text means worse. resolution: the least spread that human text is credited with."""
+
+    name: str
+    side: Side
+    resolution: float
+    source: str
+
+
+TEXT_FEATURES = (
+    Feature("seq_rep_1", "both", 0.02, "share of repeated words and marks (Welleck et al. 2020)"),
+    Feature("seq_rep_2", "both", 0.02, "share of repeated 2-grams; 1 - distinct-2 (Welleck et al. 2020; Li et al. 2016)"),
+    Feature("seq_rep_3", "high", 0.01, "share of repeated 3-grams (Welleck et al. 2020)"),
+    Feature("seq_rep_4", "high", 0.01, "share of repeated 4-grams (Welleck et al. 2020)"),
+    Feature("longest_repeat", "high", 0.3, "log2(1 + length of the longest n-gram that occurs twice)"),
+    Feature("longest_run", "high", 0.3, "log2(most times one piece stands in a row)"),
+    Feature("compression", "both", 0.02, "zlib bytes / UTF-8 bytes"),
+    Feature("mtld", "both", 0.1, "log of MTLD (McCarthy & Jarvis 2010)"),
+    Feature("zipf", "both", 0.03, "Zipf exponent of the word frequencies (Zipf 1949)"),
+    Feature("known_words", "low", 0.03, "share of words in the reference vocabulary"),
+    Feature("common_words", "both", 0.03, "share of words among the reference's 100 commonest"),
+    Feature("word_frequency", "both", 0.1, "mean log frequency of the known words"),
+    Feature("pair_fit", "low", 0.05, "mean PMI of neighbouring word classes (Church & Hanks 1990; Brown et al. 1992)"),
+    Feature("triple_fit", "low", 0.03, "mean log p(c3|c1 c2)/p(c3|c2) over word classes (Brown et al. 1992)"),
+    Feature("odd_pairs", "high", 0.01, "share of neighbours with PMI below -1"),
+    Feature("letter_fit", "low", 0.05, "mean log p(letter | two before) (Shannon 1951)"),
+    Feature("odd_letters", "high", 0.005, "share of letter triples below exp(-5)"),
+    Feature("word_length", "both", 0.1, "mean letters of a word"),
+    Feature("word_length_spread", "both", 0.1, "standard deviation of the letters of a word"),
+    Feature("sentence_length", "both", 0.2, "log of mean words between sentence ends"),
+    Feature("sentence_spread", "low", 0.1, "standard deviation of log sentence length"),
+    Feature("marks", "both", 0.02, "share of pieces that are punctuation"),
+    Feature("symbols", "high", 0.01, "share of pieces that are neither words, numbers nor common punctuation"),
+    Feature("digits", "high", 0.01, "share of pieces that are numbers"),
+    Feature("unbalanced", "high", 0.005, "brackets and double quotes without a partner, as a share of pieces"),
+    Feature("capitals", "high", 0.03, "share of letters that are upper case"),
+    Feature("sentence_capitals", "low", 0.1, "share of sentence ends followed by a capital, a number or a mark"),
+    Feature("inner_capitals", "high", 0.02, "share of words with a capital behind a lower-case letter"),
+)  # fmt: skip
+DOCUMENT_FEATURES = (
+    Feature("duplicate_sentences", "high", 0.02, "share of characters in sentences that occurred before (Rae et al. 2021)"),
+)  # fmt: skip
+
+_SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*\s+|\n\s*\n\s*")  # noqa: RUF001
+_AFTER_END = re.compile(r"[.!?][\"'”’)\]]*\s+[\"'“‘(\[]*(\S)")  # noqa: RUF001
+_CAPITAL = re.compile(r"[A-ZÀ-ÖØ-ÞА-ЯΑ-Ω]")  # noqa: RUF001
+_INNER_CAPITAL = re.compile(r"[a-z][A-Z]")
+_COMMON_MARKS = frozenset(".,;:!?'\"-()[]—–…“”‘’")  # noqa: RUF001
+_PARTNERS = {")": "(", "]": "[", "}": "{", "”": "“", "»": "«"}
+_OPENERS = frozenset(_PARTNERS.values())
+_BRACKETS = _OPENERS | frozenset(_PARTNERS) | {'"'}
+_MAX_SENTENCES = 20_000
+_NUM_COMMON = 100
+FloatArray = NDArray[np.float64]
+
+
+def text_features(text: str, lexicon: Lexicon) -> tuple[FloatArray, int]:
+    """Features of one window, in the order of TEXT_FEATURES, and its number of pieces. Without a piece: all zero."""
+    pieces = split_pieces(text)
+    if not pieces:
+        return np.zeros(len(TEXT_FEATURES)), 0
+    lowered = [piece.lower() for piece in pieces]
+    words = [piece for piece in lowered if piece[0].isalpha()]
+    values = _repetition(text, lowered, words) + _language(text, pieces, lowered, words, lexicon)
+    values += _form(text, pieces, words)
+    return np.array(values), len(pieces)
+
+
+def _repetition(text: str, lowered: list[str], words: list[str]) -> list[float]:
+    ids = number(lowered)
+    raw = text.encode("utf-8", "replace")
+    return [
+        *seq_rep(ids),
+        math.log2(1 + longest_repeat(ids)),
+        math.log2(longest_run(ids)),
+        len(zlib.compress(raw, 9)) / len(raw),
+        math.log(1 + mtld(words)),
+        zipf_exponent(Counter(words)),
+    ]
+
+
+def _language(
+    text: str, pieces: list[str], lowered: list[str], words: list[str], lexicon: Lexicon
+) -> list[float]:
+    indices = lexicon.indices(pieces, lowered)
+    known = indices[lexicon.is_word[indices]]
+    num_words = max(1, len(words))
+    classes = lexicon.word_classes[indices]
+    pairs = lexicon.pair_C_C[classes[:-1], classes[1:]]
+    groups = lexicon.group[classes]
+    triples = lexicon.triple_G_G_G[groups[:-2], groups[1:-1], groups[2:]]
+    codes = letter_codes(text)
+    letters = lexicon.letter_L_L_L[codes[:-2], codes[1:-1], codes[2:]]
+    letters = letters[(codes[2:] != LETTERS - 1) | (codes[1:-1] != LETTERS - 1)]
+    return [
+        len(known) / num_words,
+        np.count_nonzero(known < _NUM_COMMON) / num_words,
+        _mean(lexicon.word_log_frequency[known], -12.0),
+        _mean(pairs, 0.0),
+        _mean(triples, 0.0),
+        _mean(pairs < -1.0, 0.0),
+        _mean(letters, -6.3),
+        _mean(letters < -5.0, 1.0),
+    ]
+
+
+def _mean(values: NDArray[np.float64] | NDArray[np.bool_], empty: float) -> float:
+    return float(np.add.reduce(values)) / len(values) if len(values) else empty
+
+
+def _form(text: str, pieces: list[str], words: list[str]) -> list[float]:
+    count, num_words = len(pieces), max(1, len(words))
+    lengths = [len(word) for word in words]
+    log_sentences = [math.log(n) for n in map(len, map(str.split, _SENTENCE.split(text))) if n] or [0.0]
+    marks = [piece for piece in pieces if not piece[0].isalnum()]
+    ends = _AFTER_END.findall(text)
+    return [
+        min(30.0, sum(lengths) / num_words),
+        min(30.0, _spread(lengths)),
+        math.log(num_words / len(log_sentences) + 1),
+        _spread(log_sentences),
+        len(marks) / count,
+        sum(1 for mark in marks if mark not in _COMMON_MARKS) / count,
+        (count - len(marks) - len(words)) / count,
+        _num_unbalanced(marks) / count,
+        len(_CAPITAL.findall(text)) / max(1, sum(lengths)),
+        (sum(1 for c in ends if not c.islower()) + 1) / (len(ends) + 1),
+        len(_INNER_CAPITAL.findall(text)) / num_words,
+    ]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation, 0 of nothing. In plain Python: numpy takes longer to begin than this to end."""
+    if not values:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum([(value - mean) ** 2 for value in values]) / len(values))
+
+
+def _num_unbalanced(marks: list[str]) -> int:
+    """Openers never closed, closers never opened, an odd double quote. Apostrophes are left out: nobody balances them.
+
+    One opener and one closer are forgiven: a passage cut from a text may begin or end inside a pair.
+    """
+    depth: Counter[str] = Counter()
+    loose = 0
+    for mark in marks:
+        if mark not in _BRACKETS:
+            continue
+        if mark in _OPENERS:
+            depth[mark] += 1
+        elif mark == '"':
+            depth[mark] ^= 1
+        elif depth[_PARTNERS[mark]]:
+            depth[_PARTNERS[mark]] -= 1
+        else:
+            loose += 1
+    return max(0, loose - 1) + max(0, depth.total() - 1)
+
+
+def document_features(text: str) -> FloatArray:
+    """Features of a whole text in the order of DOCUMENT_FEATURES; at most _MAX_SENTENCES sentences are read."""
+    sentences = _SENTENCE.split(text, maxsplit=_MAX_SENTENCES)[:_MAX_SENTENCES]
+    seen: set[str] = set()
+    total = repeated = 0
+    for sentence in sentences:
+        key = sentence.strip()
+        # Short ones ("Yes.", "Chapter I") recur in any dialogue.
+        if len(key) < 20:
+            continue
+        total += len(key)
+        if key in seen:
+            repeated += len(key)
+        seen.add(key)
+    return np.array([repeated / total if total else 0.0])
