@@ -1,0 +1,215 @@
+"""The command line of the model store: arguments in, a table or JSON out. Every rule lives in the modules it calls.
+
+Exit status: 0 done, 1 refused or not intact, 2 wrong usage.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model_store import display
+from model_store.folder_rules import DEFAULT_MAX_BYTES
+from model_store.names import validate_alias, validate_name, validate_version
+from model_store.store import ROOT_VARIABLE, ModelStore, Published, default_root
+
+OK, REFUSED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Errors go to standard error, one line each."""
+    options = _parser().parse_args(arguments)
+    try:
+        store = ModelStore(default_root() if options.root is None else options.root)
+        status: int = options.run(store, options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`); nothing may be left to flush at exit, or the interpreter complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {display.printable(str(error))}", file=sys.stderr)
+        return REFUSED
+    except Exception as error:  # a defect of this program: still no traceback on the user
+        print(f"error: unexpected {type(error).__name__}: {error}; please report this", file=sys.stderr)
+        return REFUSED
+    return status
+
+
+def _list(store: ModelStore, options: argparse.Namespace) -> int:
+    entries = store.list()
+    if options.json:
+        _print_json([display.entry_to_dict(entry) for entry in entries])
+    else:
+        display.print_list(store.root, entries)
+    return OK
+
+
+def _show(store: ModelStore, options: argparse.Namespace) -> int:
+    entry = store.show(options.reference)
+    if options.json:
+        _print_json(display.entry_to_dict(entry))
+    else:
+        display.print_entry(entry)
+    return OK
+
+
+def _verify(store: ModelStore, options: argparse.Namespace) -> int:
+    references = options.references or [f"{entry.name}@{entry.version}" for entry in store.list()]
+    results = [store.verify(reference) for reference in references]
+    if options.json:
+        _print_json([{**asdict(result), "ok": result.ok} for result in results])
+    else:
+        display.print_verifications(results)
+    return OK if all(result.ok for result in results) else REFUSED
+
+
+def _publish(store: ModelStore, options: argparse.Namespace) -> int:
+    published = store.publish(
+        options.source,
+        options.name,
+        version=options.version,
+        parent=options.parent,
+        training=_read_object("--training", options.training),
+        dataset=_read_object("--dataset", options.dataset),
+        tokens_seen=options.tokens_seen,
+        metrics=_read_object("--metrics", options.metrics),
+        notes=options.notes,
+        max_bytes=options.max_bytes,
+    )
+    return _report(store, published, options)
+
+
+def _import(store: ModelStore, options: argparse.Namespace) -> int:
+    published = store.import_folder(
+        options.source, options.name, version=options.version, notes=options.notes, max_bytes=options.max_bytes
+    )
+    return _report(store, published, options)
+
+
+def _report(store: ModelStore, published: Published, options: argparse.Namespace) -> int:
+    name, version = published.name, published.version
+    if options.json:
+        _print_json({"name": name, "version": version, "path": str(published.path), "left_out": published.left_out})
+    else:
+        for entry in published.left_out:
+            print(f"left out: {entry}")
+        print(f"{name}@{version} is in {published.path}")
+    if options.alias is not None:
+        store.set_alias(name, options.alias, version)
+    return OK
+
+
+def _alias(store: ModelStore, options: argparse.Namespace) -> int:
+    if options.remove:
+        store.remove_alias(options.name, options.alias)
+        print(f"{options.name}@{options.alias} is removed")
+    else:
+        target = store.set_alias(options.name, options.alias, options.version)
+        print(f"{options.name}@{options.alias} is {target.name}@{target.version}")
+    return OK
+
+
+def _read_object(flag: str, value: str | None) -> dict[str, Any] | None:
+    """A JSON object given on the command line: itself, or the file that holds it."""
+    if value is None:
+        return None
+    try:
+        content = json.loads(value if value.lstrip().startswith("{") else Path(value).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{flag} {value!r} is not JSON ({error}); give an object or a file that holds one") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {value!r} holds {type(content).__name__}; give a JSON object")
+    return content
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _checked(validate: Callable[[str], str]) -> Callable[[str], str]:
+    """A validator for argparse, which hides the text of a ValueError."""
+
+    def check(value: str) -> str:
+        try:
+            return validate(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return check
+
+
+def _count(value: str) -> int:
+    if not (value.isascii() and value.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of 0 or more")
+    return int(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--root", type=Path, help=f"the store's folder (default: ${ROOT_VARIABLE}, else models/)")
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON")
+    parser = argparse.ArgumentParser(prog="python -m model_store", description="Keep versioned model checkpoints.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    readers, name = [common, as_json], _checked(validate_name)
+
+    command = commands.add_parser("list", parents=readers, help="every version of every model")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("show", parents=readers, help="all that is recorded of one version")
+    command.add_argument("reference", help="NAME, NAME@VERSION or NAME@ALIAS")
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("verify", parents=readers, help="hold every byte against the manifests")
+    command.add_argument("references", nargs="*", metavar="reference", help="NAME@VERSION ... (default: all)")
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser("publish", parents=readers, help="add a checkpoint folder as a new version")
+    command.add_argument("source", type=Path, help="a folder saved with save_pretrained")
+    command.add_argument("name", type=name)
+    command.add_argument("--parent", help="the version this one was made from, as NAME@VERSION")
+    for flag, what in (
+        ("training", "training configuration"),
+        ("dataset", "data set's fingerprint"),
+        ("metrics", "scores"),
+    ):
+        command.add_argument(f"--{flag}", metavar="JSON", help=f"the {what}: a JSON object or a file with one")
+    command.add_argument("--tokens-seen", type=_count, help="number of training tokens")
+    _add_source_options(command)
+    command.set_defaults(run=_publish)
+
+    command = commands.add_parser("import", parents=readers, help="take in a Hugging Face folder from anywhere")
+    command.add_argument("source", type=Path, help="a Hugging Face model folder")
+    command.add_argument("--name", type=name, help="default: the folder's name")
+    _add_source_options(command)
+    command.set_defaults(run=_import)
+
+    command = commands.add_parser("alias", parents=[common], help="point an alias at a version")
+    command.add_argument("name", type=name)
+    command.add_argument("alias", type=_checked(validate_alias))
+    target = command.add_mutually_exclusive_group(required=True)
+    target.add_argument("version", nargs="?", help="a version, or what latest or another alias means now")
+    target.add_argument("--remove", action="store_true", help="forget the alias")
+    command.set_defaults(run=_alias)
+    return parser
+
+
+def _add_source_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--version", type=_checked(validate_version), help="default: the next number")
+    command.add_argument("--alias", type=_checked(validate_alias), help="point this alias at the new version")
+    command.add_argument("--notes", help="a sentence for people")
+    command.add_argument(
+        "--max-bytes", type=_count, default=DEFAULT_MAX_BYTES, help="refuse more (default: %(default)s)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
