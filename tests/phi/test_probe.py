@@ -69,6 +69,7 @@ def test_captured_heads_keep_their_gradient_under_bf16_autocast() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what inductor itself imports
 def test_captured_heads_keep_their_gradient_under_inductor_and_bf16_autocast() -> None:
     model = tiny_model("llama")
     with HeadProbe(model) as probe:
