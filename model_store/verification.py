@@ -77,7 +77,7 @@ def _files(folder: Path, prefix: str = "") -> Iterator[str]:
     """All that is not a folder, and folders that are empty: nothing put there escapes. Links are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and any(os.scandir(entry.path)):
+            if entry.is_dir(follow_symlinks=False) and os.listdir(entry.path):
                 yield from _files(Path(entry.path), f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name
