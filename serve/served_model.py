@@ -34,7 +34,7 @@ def load_served_model(reference: str) -> ServedModel:
     try:
         resolved = ModelStore(default_root()).resolve(reference)
     except (ValueError, LookupError, OSError) as error:
-        raise StartupError(f"model {reference!r}: {_one_line(error)}") from error
+        raise StartupError(_one_line(error)) from error
     path = Path(resolved.path)
     from serve.engine.loader import load_tokenizer
     from serve.engine.model_files import default_sampling_params, read_config
@@ -44,7 +44,7 @@ def load_served_model(reference: str) -> ServedModel:
         tokenizer = load_tokenizer(path)
         defaults = default_sampling_params(path)
     except ValueError as error:
-        raise StartupError(f"model {reference!r}: {_one_line(error)}") from error
+        raise StartupError(_one_line(error)) from error
     created = int((path / "config.json").stat().st_mtime)
     return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults)
 

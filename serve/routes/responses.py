@@ -9,6 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from serve.errors import ApiError
 
+# A body that is too long is read on so far, and thrown away: a client still sending would not see the answer.
+DISCARDED_BODIES = 8
 EVENT_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -35,17 +37,18 @@ async def read_json_body(request: Request, most: int) -> bytes:
             415, f"the body is {media_type}", field="Content-Type", value=media_type, remedy="send application/json"
         )
     length = request.headers.get("content-length", "0")
-    size = int(length) if length.isdecimal() else 0
-    chunks = []
-    if size <= most:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
+    too_long = ApiError(413, f"the body is longer than {most} bytes", remedy=f"send at most {most} bytes")
+    if length.isdecimal() and int(length) > most and "expect" in request.headers:
+        raise too_long
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= most:
             chunks.append(chunk)
-            if size > most:
-                break
+        elif size > most * DISCARDED_BODIES:
+            break
     if size > most:
-        raise ApiError(413, f"the body is longer than {most} bytes", remedy=f"send at most {most} bytes")
+        raise too_long
     return b"".join(chunks)
 
 
