@@ -58,7 +58,12 @@ def parse_reference(reference: str) -> StoreReference:
     validate_name(name)
     if not at_sign:
         return StoreReference(name, None)
-    return StoreReference(name, _plain_word("version or alias", selector, MAX_VERSION_LENGTH))
+    return StoreReference(name, validate_selector(selector))
+
+
+def validate_selector(selector: str) -> str:
+    """What stands behind the '@'. ValueError unless it is a plain word, so that it can only name a version or alias."""
+    return _plain_word("version or alias", selector, MAX_VERSION_LENGTH)
 
 
 def _plain_word(field: str, value: str, max_length: int) -> str:

@@ -24,7 +24,7 @@ from model_store.manifest import (
     Manifest,
     to_json_object,
 )
-from model_store.names import ALIASES_FOLDER, validate_alias, validate_name, validate_version
+from model_store.names import ALIASES_FOLDER, validate_alias, validate_name, validate_selector, validate_version
 from model_store.staging import (
     CopyFile,
     copy_and_hash,
@@ -137,7 +137,7 @@ class ModelStore(Catalog):
 
         Raises ValueError for an unknown version or an alias that could be taken for a version.
         """
-        target = self.resolve(f"{validate_name(name)}@{version}")
+        target = self.resolve(f"{validate_name(name)}@{validate_selector(version)}")
         if validate_alias(alias) in self._versions(name):
             raise ValueError(f"alias={alias!r} is a version of {name!r}; give the alias another name")
         folder = self.root / name / ALIASES_FOLDER

@@ -8,7 +8,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-CONFIG: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 4, "hidden_size": 8}
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 4,
+    "hidden_size": 8,
+}
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> Path:

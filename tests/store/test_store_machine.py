@@ -89,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
         name, version, expected = self.some_version(data)
         model = self.expected[name]
         if alias in model.versions or expected.damage.get(MANIFEST_FILE) == "missing":
-            with pytest.raises(ValueError, match="is a version|has no manifest"):
+            with pytest.raises(ValueError, match=r"is a version|has no manifest"):
                 self.store.set_alias(name, alias, version)
             return
         self.store.set_alias(name, alias, version)
@@ -173,5 +173,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
