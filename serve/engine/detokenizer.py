@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 _REPLACEMENT = "�"
+_UNKNOWN, _PIECE, _BYTE = 0, 1, 2
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -41,7 +42,7 @@ class _Vocabulary:
         self.special = {i for i, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._alphabet = _byte_alphabet()
         self._bytes: dict[int, bytes] = {}
-        self._is_byte_token: dict[int, bool] = {}
+        self._kinds: dict[int, int] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of a byte-level token; none for an id that is not in the vocabulary."""
@@ -55,14 +56,14 @@ class _Vocabulary:
             self._bytes[token_id] = known
         return known
 
-    def is_byte_token(self, token_id: int) -> bool:
-        """Whether an id stands for one raw byte, in a vocabulary with byte fallback."""
-        if not self.has_byte_tokens:
-            return False
-        known = self._is_byte_token.get(token_id)
+    def kind_of(self, token_id: int) -> int:
+        """Whether an id is unknown (decode() passes over it), a piece of text, or, with byte fallback, one raw byte."""
+        known = self._kinds.get(token_id)
         if known is None:
-            known = bool(_BYTE_TOKEN.match(self.tokenizer.id_to_token(token_id) or ""))
-            self._is_byte_token[token_id] = known
+            token = self.tokenizer.id_to_token(token_id)
+            is_byte = token is not None and self.has_byte_tokens and _BYTE_TOKEN.match(token)
+            known = _UNKNOWN if token is None else _BYTE if is_byte else _PIECE
+            self._kinds[token_id] = known
         return known
 
 
@@ -104,9 +105,11 @@ class _WindowPieces:
     def push(self, token_ids: Sequence[int]) -> str:
         text = ""
         for token in token_ids:
-            self._window.append(token)
+            kind = self._vocabulary.kind_of(token)
+            if kind != _UNKNOWN:
+                self._window.append(token)
             # A run of byte tokens is one unit: should any of it be broken, all of it becomes U+FFFD.
-            if not self._vocabulary.is_byte_token(token):
+            if kind == _PIECE:
                 text += self._tell(final=False)
         return text
 

@@ -204,6 +204,8 @@ class Scheduler:
         assert [s.key for s in self.running] == sorted(s.key for s in self.running), "running is out of order"
         slots = [s.slot for s in self.running]
         assert sorted(slots + self._free_slots) == list(range(self.max_running)), "slots are lost or shared"
+        queued = {s for s in self._queue if not s.finished}
+        assert len(queued) == sum(not s.finished for s in self._queue), "a request is queued twice"
         running = set(self.running)
         assert len(running) == len(self.running), "a request runs twice"
         for state in self.requests.values():
@@ -217,9 +219,7 @@ class Scheduler:
             else:
                 assert not state.blocks, "a waiting request holds blocks"
                 assert state.num_computed == 0, "a waiting request has computed tokens"
-                queued = self._queue.count(state)
-                assert queued <= 1, "a request is queued twice"
-                assert queued or state.held, "a waiting request is in no queue"
+                assert state in queued or state.held, "a waiting request is in no queue"
         assert running <= set(self.requests.values()), "a forgotten request runs"
         assert self.num_held == sum(s.held for s in self.requests.values()), "held requests are miscounted"
         self.allocator.check_integrity(s.blocks for s in self.running)

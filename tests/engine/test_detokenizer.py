@@ -28,7 +28,7 @@ def in_pieces(ids: list[int], sizes: list[int]) -> list[list[int]]:
     return [*pieces, ids[at:]]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(tokenizer_and_ids(), st.lists(st.integers(0, 3), max_size=20), st.booleans())
 def test_deltas_join_to_what_decode_gives(case, sizes, skip_special) -> None:
     tokenizer, ids = case
@@ -78,6 +78,13 @@ def test_real_text_streams_without_replacement_characters(kind) -> None:
         assert "�" not in "".join(deltas)
         # Tokens tell what they can at once. (Most of the byte_fallback text is runs of bytes, told at their end.)
         assert sum(bool(d) for d in deltas[:-1]) >= len(ids) // 5
+
+
+def test_an_id_outside_the_vocabulary_does_not_split_a_run_of_bytes() -> None:
+    first, last, outside = 3, 131, byte_fallback().get_vocab_size() + 1
+    detokenizer = Detokenizer(byte_fallback())
+    text = detokenizer.push([first, outside]) + detokenizer.push([last]) + detokenizer.flush()
+    assert text == byte_fallback().decode([first, outside, last]) == "��"
 
 
 def test_a_character_in_pieces_comes_whole_and_a_cut_one_as_replacement() -> None:
