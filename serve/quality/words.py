@@ -14,13 +14,13 @@ WINDOW_CHARACTERS = 2000
 """About 512 tokens of English."""
 MAX_WINDOWS = 16
 
-_PIECE = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]|_")  # noqa: RUF001
+PIECE = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]|_")  # noqa: RUF001
 _LONG_PIECE = 40
 
 
 def split_pieces(text: str) -> list[str]:
     """Words, numbers and marks in order, as written."""
-    return _PIECE.findall(text)
+    return PIECE.findall(text)
 
 
 def windows(text: str) -> list[str]:
