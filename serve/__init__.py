@@ -1,1 +1,1 @@
-"""Text in, text out over HTTP, on LitServe. Importing this package loads nothing: every part is imported where it is used."""
+"""Text in, text out over HTTP, on LitServe. Importing this package loads nothing else."""

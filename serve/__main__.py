@@ -1,4 +1,4 @@
-"""`python -m serve`: settings, model, server. Imports nothing at the top, for spawned workers import this module too."""
+"""`python -m serve`: settings, model, server. Imports nothing at the top: spawned workers import this module too."""
 
 
 def main(arguments: list[str]) -> int:

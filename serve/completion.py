@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from json.encoder import encode_basestring  # type: ignore[attr-defined]
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 from serve.channel import PASSING_ERRORS
@@ -39,6 +39,10 @@ class Choice:
     num_shown: int = 0
     num_acknowledged: int = 0
 
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
     def accept(self, deltas: list[TokenDelta], now: float) -> str:
         """Take what has come for this choice; returns the text that became certain."""
         ids: list[int] = []
@@ -56,14 +60,15 @@ class Choice:
                 self.first_token_at = now
             self.last_token_at = now
         text = self.detokenizer.push(ids) if ids else ""
-        if self.detokenizer.finished_by_stop is not None:
-            self.finish_reason = "stop"
-        elif self.finish_reason is not None:
+        if self.finish_reason is not None and not self._stopped():
             text += self.detokenizer.flush()
-            if self.detokenizer.finished_by_stop is not None:
-                self.finish_reason = "stop"
+        if self._stopped():
+            self.finish_reason = "stop"
         self.text.append(text)
         return text
+
+    def _stopped(self) -> bool:
+        return self.detokenizer.finished_by_stop is not None
 
     def logprobs_from(self, start: int) -> dict[str, Any]:
         """The tokens from number start on, with what the model thought of them (nats, temperature 1)."""
@@ -121,10 +126,10 @@ class Completion:
         changed = []
         for index, deltas in by_choice.items():
             choice = self.choices[index]
-            if choice.finish_reason is not None:  # a stop string ended it, the engine ran a step ahead
+            if choice.finished:  # a stop string ended it, the engine ran a step ahead
                 continue
             changed.append((choice, choice.accept(deltas, now)))
-            if choice.finish_reason is not None:
+            if choice.finished:
                 self._unfinished -= 1
         if self.finished:
             self._refuse_if_never_begun()

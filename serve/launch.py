@@ -62,4 +62,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             said = error.strerror or str(error)
-            raise StartupError(f"port {port} on {host}: {said.lower()}; stop what uses it or give another --port") from error
+            raise StartupError(
+                f"port {port} on {host}: {said.lower()}; stop what uses it or give another --port"
+            ) from error

@@ -126,7 +126,8 @@ class Face(LitSpec):  # type: ignore[misc]
         self.service = service
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"service": None, "_endpoints": []}
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"service": None, "_endpoints": []}
 
     @property
     def stream(self) -> bool:
@@ -147,7 +148,7 @@ class Face(LitSpec):  # type: ignore[misc]
 
 
 class Front:
-    """Pure ASGI, outermost: starts the service with the HTTP process, and shows the page at / (LitServe has that path)."""
+    """Pure ASGI, outermost: starts the service with its HTTP process; shows the page at /, which LitServe takes."""
 
     def __init__(self, app: ASGIApp, service: Any) -> None:
         self._app = app
@@ -231,7 +232,9 @@ def _describe(app: Any) -> None:
     def openapi() -> dict[str, Any]:
         document: dict[str, Any] = original()
         schema = GenerateRequest.model_json_schema()
-        content = {"application/json": {"schema": schema, "example": {"prompt": "Once upon a time", "max_new_tokens": 32}}}
+        content = {
+            "application/json": {"schema": schema, "example": {"prompt": "Once upon a time", "max_new_tokens": 32}}
+        }
         document["paths"]["/generate"]["post"]["requestBody"] = {"required": True, "content": content}
         return document
 
@@ -260,6 +263,8 @@ class Stopper:
             os._exit(1)
         if self._stop_now or self._server.stopping:
             self._stop_now = True
+            for other in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(other, signal.SIG_IGN)  # nothing may interrupt the shutdown itself
             raise KeyboardInterrupt
         self._server.stopping = True
         self._service.shared.start_draining()

@@ -1,4 +1,4 @@
-"""What operators see: every metric of the server, in one table. Subscribes to plain numbers, knows no engine and no HTTP.
+"""What operators see: every metric of the server, in one table. Subscribes to plain numbers; no engine, no HTTP.
 
 prometheus_client runs in multiprocess mode: PROMETHEUS_MULTIPROC_DIR is set by prepare() in the main process before the
 first import of this module's metrics, every process writes files there, and /metrics adds them up. docs/metrics.md is
@@ -84,7 +84,7 @@ TABLE = (
     Row(
         "phiserve_step_phase_seconds_total",
         "counter",
-        "Seconds by phase: the engine's four and transport in workers, detokenise and write in HTTP processes (with --step-timing).",
+        "Seconds by phase, with --step-timing; detokenise and write are the HTTP processes', the others the workers'.",
         ("phase",),
     ),
 )
@@ -170,9 +170,9 @@ class ApiMetrics:
     def worker_died(self, pid: int) -> None:
         """Its gauges no longer count; its counters stay."""
         if self._is_first:
-            from prometheus_client.multiprocess import mark_process_dead  # type: ignore[attr-defined]
+            from prometheus_client.multiprocess import mark_process_dead
 
-            mark_process_dead(pid)
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
             self._deaths.inc()
 
     def phase(self, name: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a request may say. Strict: unknown fields, wrong types and values out of range are answered 422, here or never."""
+"""What a request may say. Strict: unknown fields, wrong types, values out of range: 422, here or never."""
 
 import secrets
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 class GenerateRequest(BaseModel):
-    """Body of POST /generate. None means "not given": the checkpoint's generation_config.json decides, then the engine."""
+    """Body of POST /generate. None is "not given": generation_config.json decides, then the engine."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -163,7 +163,8 @@ def plan(request: GenerateRequest, prompts: list[list[int]], model: ServedModel,
     if request.logprobs is not None:
         params["num_logprobs"] = request.logprobs
     first_seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
-    jobs, seeds = [], []
+    jobs: list[Add] = []
+    seeds: list[int] = []
     for prompt in prompts:
         room = _max_new_tokens(request, len(prompt), model, limits)
         for _ in range(request.n):

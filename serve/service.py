@@ -34,7 +34,7 @@ class Service:
         self.api = -1
         self.pool: WorkerPool
         self.metrics: ApiMetrics
-        self._keys = [key.encode() for key in settings.keys()]
+        self._keys = [key.encode() for key in settings.secret_keys()]
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, api: int) -> None:

@@ -1,4 +1,7 @@
-"""What an operator can set: environment PHISERVE_* and flags, unknown keys are errors. The only module that reads the environment."""
+"""What an operator can set: environment PHISERVE_* and flags; unknown keys are errors.
+
+The only module that reads the environment.
+"""
 
 import argparse
 import os
@@ -46,7 +49,9 @@ class ServeSettings(BaseSettings):
     max_stop: int = Field(8, ge=1, description="most stop strings in one request")
     max_stop_characters: int = Field(128, ge=1, description="longest stop string")
     max_logprobs: int = Field(20, ge=0, description="most alternatives for each token")
-    stream_window: int = Field(512, ge=8, description="tokens that a stream may be ahead of its reader before it is paused")
+    stream_window: int = Field(
+        512, ge=8, description="tokens that a stream may be ahead of its reader before it is paused"
+    )
     stream_interval_ms: float = Field(
         20, ge=0, le=1000, description="longest wait of a token for the next ones when many streams run; 0 writes each"
     )
@@ -54,7 +59,9 @@ class ServeSettings(BaseSettings):
     stall_seconds: float = Field(60, gt=0, description="a stream whose reader takes nothing for so long is ended")
     drain_seconds: float = Field(30, ge=0, description="time that running requests get after SIGTERM")
 
-    api_keys: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list, description="keys that clients must send, comma between")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        default_factory=list, description="keys that clients must send, comma between"
+    )
     api_keys_file: Path | None = Field(None, description="file with one key a line")
     metrics_need_key: bool = Field(False, description="ask for the API key on /metrics too")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("warning", description="log level")
@@ -77,7 +84,7 @@ class ServeSettings(BaseSettings):
         """Choices that may be running or waiting at once, over all processes."""
         return self.workers * self.max_batch_size + self.max_queue
 
-    def keys(self) -> tuple[str, ...]:
+    def secret_keys(self) -> tuple[str, ...]:
         """The API keys of the environment and the file. Empty: no key is asked for."""
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.api_keys_file is not None:
@@ -92,7 +99,7 @@ class ServeSettings(BaseSettings):
             for name, field in fields.items()
             if name not in WITHOUT_FLAG and (name in ALWAYS_SHOWN or getattr(self, name) != field.default)
         ]
-        return " ".join([*shown, f"api_keys={len(self.keys()) or 'none'}"])
+        return " ".join([*shown, f"api_keys={len(self.secret_keys()) or 'none'}"])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -207,5 +207,11 @@ def hello_of(sockets: Sockets, runner: object, why: str) -> Hello:
     fields = {name: getattr(runner, name) for name in ("dtype", "max_model_len", "vocab_size", "max_slots")}
     name = str(getattr(runner, "name", ""))
     return Hello(
-        worker=sockets.worker, epoch=sockets.epoch, pid=os.getpid(), address=sockets.address, runner=name, why=why, **fields
+        worker=sockets.worker,
+        epoch=sockets.epoch,
+        pid=os.getpid(),
+        address=sockets.address,
+        runner=name,
+        why=why,
+        **fields,
     )

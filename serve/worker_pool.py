@@ -162,12 +162,12 @@ class WorkerPool:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._inbox = channel.unlimited(self._context, zmq.PULL)
         self._inbox.bind(channel.api_address(self._folder, self._api))
-        self._loop.add_reader(self._inbox.getsockopt(zmq.FD), self._drain)
+        self._loop.add_reader(self._inbox.fileno(), self._drain)
         # what came before the reader was there signals no change
         self._loop.call_soon(self._drain)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._inbox.getsockopt(zmq.FD))
+        self._loop.remove_reader(self._inbox.fileno())
         for worker in self._workers.values():
             self._drop(worker)
         self._inbox.close()
@@ -257,7 +257,7 @@ class WorkerPool:
                 self._wake(found[0])
 
     def _wake(self, generation: Generation) -> None:
-        """At once for a first token, an end or few choices; else at the next flush, so that writes hold several tokens."""
+        """At once for a first token, an end or one choice; else at the next flush: one write for several tokens."""
         seconds = min(self._interval, SECONDS_PER_CHOICE * (len(self._generations) - 1))
         if seconds <= 0 or not generation.in_no_hurry:
             generation.wake()

@@ -134,7 +134,7 @@ class Answer:
         started = time.perf_counter()
         changed = self._completion.accept(taken)
         for choice, _ in changed:
-            if choice.finish_reason is not None:
+            if choice.finished:
                 self._generation.stop(choice.index)
         if self._service.metrics.timing:
             self._service.metrics.phase("detokenise", time.perf_counter() - started)

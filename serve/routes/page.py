@@ -1,4 +1,4 @@
-"""GET / and /ui: one self-contained page that streams. Nothing is loaded from elsewhere; the policy says so to the browser."""
+"""GET / and /ui: one self-contained page that streams. It loads nothing from elsewhere, and the policy says so."""
 
 import base64
 import hashlib

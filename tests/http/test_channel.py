@@ -1,7 +1,7 @@
 """Frames and credit: what processes say survives the wire, and no stream runs further ahead than its window."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -150,6 +150,7 @@ class Credit(RuleBasedStateMachine):
 
 
 TestCredit = Credit.TestCase
+TestCredit.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def test_window_zero_is_never_paused() -> None:

@@ -89,11 +89,10 @@ def test_a_reader_of_json_that_hangs_up_frees_its_place(server: ServerProcess) -
 
 
 def test_a_full_server_answers_429_with_retry_after(server: ServerProcess) -> None:
-    with server.streaming(**LONG, n=3), server.streaming(**LONG):
-        with server.connect() as waiting:
-            server.send(waiting, "POST", "/generate", json.dumps(LONG | {"n": 2}).encode())
-            server.wait_for_metric(6, "phiserve_choices_in_flight")
-            refused = server.generate(prompt="abc", max_new_tokens=1)
+    with server.streaming(**LONG, n=3), server.streaming(**LONG), server.connect() as waiting:
+        server.send(waiting, "POST", "/generate", json.dumps(LONG | {"n": 2}).encode())
+        server.wait_for_metric(6, "phiserve_choices_in_flight")
+        refused = server.generate(prompt="abc", max_new_tokens=1)
     assert refused.status == 429
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "server_full"
@@ -159,7 +158,11 @@ def test_a_stop_string_ends_the_text_and_is_not_part_of_it(server: ServerProcess
 def test_logprobs_report_each_token_and_its_alternatives(server: ServerProcess, stream: bool) -> None:
     asked = {"prompt": "abc", "max_new_tokens": 4, "temperature": 0, "logprobs": 2, "ignore_eos": True}
     answer = server.generate(**asked, stream=stream)
-    parts = [e["logprobs"] for e in answer.events() if "logprobs" in e] if stream else [answer.json()["choices"][0]["logprobs"]]
+    parts = (
+        [e["logprobs"] for e in answer.events() if "logprobs" in e]
+        if stream
+        else [answer.json()["choices"][0]["logprobs"]]
+    )
     tokens = [token for part in parts for token in part["token_ids"]]
     values = [value for part in parts for value in part["token_logprobs"]]
     top = [row for part in parts for row in part["top_logprobs"]]
@@ -230,7 +233,9 @@ def test_every_error_has_the_one_shape(
 
 def test_a_body_without_a_length_is_limited_too(server: ServerProcess) -> None:
     with server.connect() as connection:
-        head = "POST /generate HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = (
+            "POST /generate HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         connection.sendall(head.encode())
         for _ in range(17):
             connection.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")

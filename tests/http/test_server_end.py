@@ -1,6 +1,7 @@
-"""How the server of conftest.py loses a worker, gets it back, and ends. Runs after test_server.py; the last test stops it."""
+"""How the server loses a worker, gets it back, and ends. Runs after test_server.py; the last test stops it."""
 
 import json
+import os
 import signal
 
 import psutil
@@ -50,11 +51,8 @@ def test_sigterm_lets_streams_finish_refuses_new_requests_and_leaves_nothing(ser
             tail += chunk
     assert b'"finish_reason":"length"' in tail
     assert server.stop() == 0
-    gone, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive
+    assert not psutil.wait_procs(family, timeout=10)[1]
     assert not psutil.pid_exists(server.process.pid)
-    import os
-
     assert not os.path.exists(folder.partition("/metrics")[0])
 
 

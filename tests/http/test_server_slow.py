@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,14 +21,20 @@ pytestmark = pytest.mark.slow
 def wide(tiny_model: Path) -> Iterator[ServerProcess]:
     flags = ("--workers", "2", "--api-servers", "2", "--stream-window", "64", "--metrics-need-key")
     server = ServerProcess(tiny_model, flags, {"PHISERVE_API_KEYS": "sesame"}).start()
-    wait_until(lambda: metric(server, "phiserve_workers_ready") == 2, "both workers", 90)
-    yield server
-    assert server.stop() == 0
+    try:
+        wait_until(lambda: metric(server, "phiserve_workers_ready") == 2, "both workers", 90)
+        yield server
+    finally:
+        code = server.stop()
+    assert code == 0
 
 
 def metric(server: ServerProcess, name: str) -> float:
-    lines = server.request("GET", "/metrics", Authorization="Bearer sesame").body.decode().splitlines()
-    return float(next(line for line in lines if line.startswith(name + " ")).rpartition(" ")[2])
+    answer = server.request("GET", "/metrics", Authorization="Bearer sesame")
+    assert answer.status == 200, answer.body
+    lines = answer.body.decode().splitlines()
+    # a process that has just begun may not have written its metrics yet
+    return float(next((line for line in lines if line.startswith(name + " ")), "- 0").rpartition(" ")[2])
 
 
 def generate(server: ServerProcess, **body: object) -> str:
@@ -40,7 +47,9 @@ def workers(server: ServerProcess) -> list[psutil.Process]:
     return [p for p in server.family()[1:] if "spawn_main" in " ".join(p.cmdline())]
 
 
-def test_many_requests_over_two_workers_and_two_http_processes_give_the_text_of_their_seeds(wide: ServerProcess) -> None:
+def test_many_requests_over_two_workers_and_two_http_processes_give_the_text_of_their_seeds(
+    wide: ServerProcess,
+) -> None:
     asked = [{"prompt": "p" * (1 + i % 7), "max_new_tokens": 40, "seed": i % 10, "ignore_eos": True} for i in range(60)]
     with ThreadPoolExecutor(16) as pool:
         texts = list(pool.map(lambda body: generate(wide, **body), asked))
@@ -80,7 +89,14 @@ def test_a_slow_reader_stops_its_own_stream_and_no_other(wide: ServerProcess) ->
     slow.settimeout(60)
     slow.connect(("127.0.0.1", wide.port))
     num_tokens, choices = 4000, 8
-    body = {"prompt": "abc", "max_new_tokens": num_tokens, "n": choices, "logprobs": 20, "ignore_eos": True, "stream": True}
+    body = {
+        "prompt": "abc",
+        "max_new_tokens": num_tokens,
+        "n": choices,
+        "logprobs": 20,
+        "ignore_eos": True,
+        "stream": True,
+    }
     wide.send(slow, "POST", "/generate", json.dumps(body).encode(), X_API_Key="sesame")
     seen = slow.recv(64)
 
@@ -116,11 +132,9 @@ def test_an_idle_server_uses_less_than_one_percent_of_a_core(wide: ServerProcess
 
     wait_until(lambda: metric(wide, "phiserve_choices_in_flight") == 0, "nothing in flight")
     before = used()
-    never = socket.socketpair()[0]
-    never.settimeout(10)
-    with pytest.raises(TimeoutError):
-        never.recv(1)
-    assert used() - before < 0.01 * 10
+    with pytest.raises(subprocess.TimeoutExpired):
+        wide.process.wait(20)
+    assert used() - before < 0.01 * 20
 
 
 def test_killing_the_main_process_leaves_no_process_and_no_folder(tiny_model: Path) -> None:
@@ -133,9 +147,13 @@ def test_killing_the_main_process_leaves_no_process_and_no_folder(tiny_model: Pa
     wait_until(lambda: not os.path.exists(maps[0].partition("/metrics")[0]), "the private folder to be gone")
 
 
-def test_a_drain_that_takes_too_long_ends_streams_with_an_error_event(tiny_model: Path) -> None:
-    server = ServerProcess(tiny_model, ("--drain-seconds", "0.5")).start()
+def test_a_deadline_ends_answers_and_a_drain_that_takes_too_long_ends_streams_with_an_error_event(
+    tiny_model: Path,
+) -> None:
+    server = ServerProcess(tiny_model, ("--drain-seconds", "0.5", "--request-deadline-seconds", "3")).start()
     family = server.family()
+    late = server.generate(prompt="abc", max_new_tokens=4000, n=8, ignore_eos=True)
+    assert {choice["finish_reason"] for choice in late.json()["choices"]} == {"deadline"}
     with server.streaming(prompt="abc", max_new_tokens=4000, ignore_eos=True) as stream:
         server.process.send_signal(signal.SIGTERM)
         tail = b""
@@ -154,7 +172,7 @@ def test_ctrl_c_ends_like_sigterm(tiny_model: Path) -> None:
         process.send_signal(signal.SIGINT)
     assert server.stop(signal.SIGINT) == 0
     assert not psutil.wait_procs(family, timeout=10)[1]
-    assert not any("Traceback" in line for line in server.lines)
+    assert "Traceback" not in "".join(server.lines)
 
 
 def test_weights_that_cannot_be_loaded_are_one_line_and_exit_code_2(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,14 +20,20 @@ def service(monkeypatch: pytest.MonkeyPatch, keys: str = "", *flags: str) -> Ser
 
 @pytest.mark.parametrize(
     "headers",
-    [{"authorization": "Bearer sesame"}, {"authorization": "bearer  sesame"}, {"x-api-key": "sesame"}, {"x-api-key": "two"}],
+    [
+        {"authorization": "Bearer sesame"},
+        {"authorization": "bearer  sesame"},
+        {"x-api-key": "sesame"},
+        {"x-api-key": "two"},
+    ],
 )
 def test_a_key_is_taken_as_bearer_and_as_x_api_key(monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]) -> None:
     service(monkeypatch, "sesame,two").check_key("/generate", headers)
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"x-api-key": "sesam"}, {"authorization": "sesame"}, {"authorization": "Basic sesame"}, {"x-api-key": ""}]
+    "headers",
+    [{}, {"x-api-key": "sesam"}, {"authorization": "sesame"}, {"authorization": "Basic sesame"}, {"x-api-key": ""}],
 )
 def test_without_a_valid_key_the_answer_is_401(monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]) -> None:
     with pytest.raises(ApiError) as failure:

@@ -48,7 +48,7 @@ def test_keys_come_from_environment_and_file_and_are_never_shown(
     file.write_text("sesame3\nsesame4\n")
     monkeypatch.setenv("PHISERVE_API_KEYS", "sesame1, sesame2")
     settings = load_settings(["--api-keys-file", str(file)])
-    assert settings.keys() == ("sesame1", "sesame2", "sesame3", "sesame4")
+    assert settings.secret_keys() == ("sesame1", "sesame2", "sesame3", "sesame4")
     assert "sesame" not in settings.described() + repr(settings)
     assert "api_keys=4" in settings.described()
 

@@ -92,7 +92,10 @@ def test_a_request_goes_out_and_its_deltas_come_back(folder: Path) -> None:
         assert isinstance(second, Add)
         assert (first.prompt_ids, first.window, second.prompt_ids) == ([1, 2], 16, [3])
         sockets.send([delta(first.request_id, 7), delta(second.request_id, 8, 9, end="stop")])
-        assert await generation.take() == [(0, delta(first.request_id, 7)), (1, delta(second.request_id, 8, 9, end="stop"))]
+        assert await generation.take() == [
+            (0, delta(first.request_id, 7)),
+            (1, delta(second.request_id, 8, 9, end="stop")),
+        ]
         assert generation.unfinished == 1
         assert bench.in_flight == 1
 
