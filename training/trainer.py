@@ -1,0 +1,178 @@
+"""transformers' Trainer with the Phi objective: loss = cross-entropy - lambda_phi * phi01. The data are token windows.
+
+With lambda_phi = 0 nothing of Phi is computed in a step, and the run is bit for bit that of the plain Trainer.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from iit import HeadProbe, PhiObjective
+from training.config import TrainConfig
+from training.evaluation import Evaluator, HeldOut
+from training.optimizers import build_optimizer
+from training.record import ProgressLines, RecordCallback
+
+
+class PhiTrainer(Trainer):
+    """Trains `model` as configured. A context manager, since it holds a probe on the last layer's heads."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, train_windows: Any, evaluator: Evaluator, run_dir: Path
+    ) -> None:
+        self.config = config
+        self.evaluator = evaluator
+        self.interrupt = InterruptCallback()
+        self.last_held_out: HeldOut | None = None
+        super().__init__(
+            model=model,
+            args=_arguments(config, run_dir),
+            train_dataset=train_windows,
+            eval_dataset=train_windows,  # never read: evaluate() has its own data, Trainer only asks that one exists
+            callbacks=[RecordCallback(run_dir / "record.jsonl"), self.interrupt],
+        )
+        _show_progress(self)
+        self._resources = ExitStack()
+        self._probe: HeadProbe | None = None
+        self._objective = PhiObjective(rank=config.phi_rank)
+        self._phi_sums: dict[str, float] = {}
+        self._phi_calls = 0
+        self._forward: Callable[..., Tensor] = _cross_entropy
+
+    def __enter__(self) -> "PhiTrainer":
+        if self.config.lambda_phi > 0:
+            self._probe = self._resources.enter_context(HeadProbe(self.model))
+        if self.config.compile:  # after the probe: hooks that come later are not traced
+            self._forward = torch.compile(_cross_entropy)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of the configuration."""
+        self.optimizer: torch.optim.Optimizer = self.optimizer or build_optimizer(self.model, self.config)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy less the weighted objective, of one forward pass."""
+        assert not return_outputs
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+            loss = self._forward(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        if self._probe is None:
+            return loss
+        term = self._objective(self._probe.read(), self._generator())
+        self._phi_calls += 1
+        for name in ("phi", "phi01"):
+            self._phi_sums[name] = self._phi_sums.get(name, 0.0) + float(getattr(term, name).detach())
+        self._phi_sums["phi_null_mean"] = self._phi_sums.get("phi_null_mean", 0.0) + term.null_mean
+        return loss - self.config.lambda_phi / self.current_gradient_accumulation_steps * term.phi01
+
+    def _generator(self) -> torch.Generator:
+        """Projections are redrawn every step, from the seed and the step alone: a resumed run draws the same ones."""
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.state.global_step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the objective's means since the last record; `loss` is then the whole loss."""
+        if "loss" in logs and self._phi_calls:
+            means = {name: value / self._phi_calls for name, value in self._phi_sums.items()}
+            logs |= means | {"cross_entropy": logs["loss"] + self.config.lambda_phi * means["phi01"]}
+            self._phi_sums, self._phi_calls = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out figures on the validation split, logged under eval_*."""
+        self.last_held_out = self.evaluator(self.accelerator.unwrap_model(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in vars(self.last_held_out).items()}
+        self.log(dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class InterruptCallback(TrainerCallback):
+    """Turns the first Ctrl-C or SIGTERM into: finish this step, save, stop. A second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the signals while training runs."""
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(number, self._before[number])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop once asked to."""
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _cross_entropy(model: nn.Module, ids_BT: Tensor, labels_BT: Tensor, num_items: Any) -> Tensor:
+    """The loss alone: when this is compiled, no logits leave the graph."""
+    loss: Tensor = model(input_ids=ids_BT, labels=labels_BT, num_items_in_batch=num_items, use_cache=False).loss
+    return loss
+
+
+def _show_progress(trainer: Trainer) -> None:
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLines())
+
+
+def _arguments(config: TrainConfig, run_dir: Path) -> TrainingArguments:
+    interval = min(config.eval_every, config.max_steps)
+    return TrainingArguments(
+        output_dir=str(run_dir / "resume"),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
+        warmup_steps=min(config.warmup_steps, config.max_steps // 10),
+        max_grad_norm=config.max_grad_norm,
+        average_tokens_across_devices=False,
+        logging_steps=config.log_every,
+        eval_strategy="steps",
+        eval_steps=interval,
+        eval_on_start=not config.resume,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="bits_per_byte",
+        greater_is_better=False,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=True,
+    )
+
+
+def as_metrics(held_out: HeldOut, split: str) -> dict[str, Any]:
+    """A HeldOut as a record that names its split."""
+    return {"split": split, **dataclasses.asdict(held_out)}
