@@ -48,10 +48,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class StepDeltas:
-    """What one step of one worker gave the requests of one HTTP process."""
+    """What one step of one worker gave the requests of one HTTP process. Request ids are never used twice."""
 
-    worker: int
-    epoch: int
     deltas: list[TokenDelta]
 
 
@@ -102,11 +100,11 @@ def pack_hello(hello: Hello) -> bytes:
     return bytes(msgpack.packb(("hello", asdict(hello))))
 
 
-def pack_step(worker: int, epoch: int, deltas: Sequence[TokenDelta]) -> bytes:
+def pack_step(deltas: Sequence[TokenDelta]) -> bytes:
     rows = [
         (d.request_id, d.token_ids, d.logprobs, d.entropies, d.top_logprobs, d.finish_reason, d.error) for d in deltas
     ]
-    return bytes(msgpack.packb(("step", worker, epoch, rows)))
+    return bytes(msgpack.packb(("step", rows)))
 
 
 def unpack_message(frame: bytes) -> Hello | StepDeltas:
@@ -115,9 +113,8 @@ def unpack_message(frame: bytes) -> Hello | StepDeltas:
         kind, *values = msgpack.unpackb(frame)
         if kind == "hello":
             return Hello(**values[0])
-        worker, epoch, rows = values
-        return StepDeltas(worker, epoch, [TokenDelta(*row) for row in rows])
-    except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
+        return StepDeltas([TokenDelta(*row) for row in values[0]])
+    except (LookupError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise ValueError(f"not a message of a worker ({error})") from error
 
 

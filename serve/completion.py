@@ -106,11 +106,10 @@ class Completion:
             Choice(index, seed, len(job.prompt_ids), Detokenizer(tokenizer, plan.stop))
             for index, (job, seed) in enumerate(zip(plan.jobs, plan.seeds, strict=True))
         ]
-        self._unfinished = len(self.choices)
 
     @property
     def finished(self) -> bool:
-        return self._unfinished == 0
+        return all(choice.finished for choice in self.choices)
 
     def accept(self, taken: Iterable[tuple[int, TokenDelta]]) -> list[tuple[Choice, str]]:
         """Sort deltas by choice; returns each choice that they changed with its new text.
@@ -129,8 +128,6 @@ class Completion:
             if choice.finished:  # a stop string ended it, the engine ran a step ahead
                 continue
             changed.append((choice, choice.accept(deltas, now)))
-            if choice.finished:
-                self._unfinished -= 1
         if self.finished:
             self._refuse_if_never_begun()
         return changed

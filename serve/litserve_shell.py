@@ -53,14 +53,14 @@ class WorkerConfig:
     log_level: str
 
 
-class EngineLoop(LitLoop):  # type: ignore[misc]
+class EngineLoop(LitLoop):
     """The worker's main thread, from the moment the model is loaded."""
 
     def __call__(self, lit_api: "EngineAPI", device: str, worker_id: int, *unused: Any) -> None:
         lit_api.serve(worker_id)
 
 
-class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
+class EngineAPI(litserve.LitAPI):
     """Loads the model in the worker; in HTTP processes, asks for the key."""
 
     def __init__(self, config: WorkerConfig, spec: "Face") -> None:
@@ -117,7 +117,7 @@ def _load_engine(config: WorkerConfig) -> tuple[Any, str]:
     return Engine(loaded.runner, EngineLimits(), clock), loaded.reason
 
 
-class Face(LitSpec):  # type: ignore[misc]
+class Face(LitSpec):
     """All endpoints. In a worker it is an empty shell: routes, settings and tokenizer stay in the HTTP processes."""
 
     def __init__(self, service: Any) -> None:
@@ -167,7 +167,7 @@ class Front:
         await self._app(scope, receive, send)
 
 
-class Server(litserve.LitServer):  # type: ignore[misc]
+class Server(litserve.LitServer):
     """LitServer that waits longer each time before it restarts a worker, and does not once it is stopping."""
 
     stopping = False

@@ -72,13 +72,13 @@ class Sockets:
     def send(self, deltas: Sequence[TokenDelta]) -> None:
         """One frame to each HTTP process that has a part in them."""
         if len(self._apis) == 1:
-            self._apis[0].send(channel.pack_step(self.worker, self.epoch, deltas))
+            self._apis[0].send(channel.pack_step(deltas))
             return
         parts: dict[int, list[TokenDelta]] = {}
         for delta in deltas:
             parts.setdefault(channel.owner_of(delta.request_id), []).append(delta)
         for api, part in parts.items():
-            self._apis[api].send(channel.pack_step(self.worker, self.epoch, part))
+            self._apis[api].send(channel.pack_step(part))
 
     def close(self) -> None:
         for socket in (self._inbox, *self._apis):

@@ -247,12 +247,9 @@ class WorkerPool:
                 self._deliver(message)
 
     def _deliver(self, message: StepDeltas) -> None:
-        worker = self._workers.get(message.worker)
-        if worker is None or worker.hello.epoch != message.epoch:
-            return
         for delta in message.deltas:
             found = self._generations.get(delta.request_id)
-            if found is not None:  # else it was aborted meanwhile
+            if found is not None:  # else it was aborted, or failed with its worker
                 found[0].push(delta)
                 self._wake(found[0])
 

@@ -62,6 +62,13 @@ def test_events_join_to_the_text_however_tokens_come(text: str, sizes: list[int]
     assert json.loads(made.body("m", "id"))["choices"][0]["text"] == text
 
 
+def test_a_character_cut_off_by_the_end_is_shown_as_replacement() -> None:
+    made = completion()
+    data = made.events(made.accept([(0, delta(TOKENIZER.encode("a\u20ac").ids[:-1]))]))
+    data += made.events(made.accept([(0, delta([], "length"))]))
+    assert "".join(event["text"] for event in events(data)) == "a\ufffd"
+
+
 @given(st.integers(1, 8), st.integers(1, 4))
 def test_a_stop_string_across_deltas_ends_the_choice(size: int, after: int) -> None:
     ids = TOKENIZER.encode("one two STOP three" + "x" * after).ids

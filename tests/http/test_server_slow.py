@@ -147,7 +147,7 @@ def test_killing_the_main_process_leaves_no_process_and_no_folder(tiny_model: Pa
     wait_until(lambda: not os.path.exists(maps[0].partition("/metrics")[0]), "the private folder to be gone")
 
 
-def test_a_deadline_ends_answers_and_a_drain_that_takes_too_long_ends_streams_with_an_error_event(
+def test_a_deadline_ends_answers_and_a_drain_that_is_too_long_ends_streams_with_an_error(
     tiny_model: Path,
 ) -> None:
     server = ServerProcess(tiny_model, ("--drain-seconds", "0.5", "--request-deadline-seconds", "3")).start()
