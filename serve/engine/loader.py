@@ -1,5 +1,6 @@
 """From a model folder to a runner and a tokenizer. Imports torch only when the torch runner is chosen."""
 
+import importlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from serve.engine.runner import Runner, RunnerOptions
 _LOG = logging.getLogger(__name__)
 
 RUNNERS = ("auto", "native", "torch")
+
+# Imported by name when it is needed: an installation may come without it.
+_NATIVE = "serve.engine.native_runner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,12 @@ def why_native_cannot(model_dir: Path, options: RunnerOptions) -> str | None:
     if options.dtype == "float64":
         return "dtype is 'float64', which only the torch runner computes in"
     try:
-        from serve.engine.native_runner import why_unsupported
+        native = importlib.import_module(_NATIVE)
     except ModuleNotFoundError as error:
-        if error.name != "serve.engine.native_runner":
+        if error.name != _NATIVE:
             raise
         return "this installation has no native runner"
-    reason: str | None = why_unsupported(model_dir)
+    reason: str | None = native.why_unsupported(model_dir)
     return reason
 
 
@@ -50,10 +54,9 @@ def load_runner(model_dir: Path | str, runner: str = "auto", options: RunnerOpti
     read_config(model_dir)
     obstacle = "it was not asked for" if runner == "torch" else why_native_cannot(model_dir, options)
     if obstacle is None:
-        from serve.engine.native_runner import load_native_runner
-
         reason = "the native runner supports this model" if runner == "auto" else "it was asked for"
-        loaded = LoadedRunner(load_native_runner(model_dir, options), "native", reason)
+        native = importlib.import_module(_NATIVE)
+        loaded = LoadedRunner(native.load_native_runner(model_dir, options), "native", reason)
     elif runner == "native":
         raise ValueError(f"runner is 'native': {obstacle}; or choose runner 'torch'")
     else:

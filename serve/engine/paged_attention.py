@@ -1,7 +1,7 @@
 """Attention over a pool of key and value blocks, as an attention function that transformers' models call. Torch.
 
-Shapes: T packed tokens of a step, R decode rows, H query heads, K key-value heads, G = H / K, D head size,
-C context length, P places in the pool (blocks times block size).
+Shapes: T packed tokens of a step, R decode rows, H query heads, K key-value heads, D head size,
+C context length, B blocks of the pool, of S tokens each.
 """
 
 from contextvars import ContextVar, Token
@@ -21,13 +21,12 @@ ATTENTION_NAME = "phiserve_paged"
 
 
 class KVPool:
-    """Keys and values of every layer: one (P, K, D) tensor each."""
+    """Keys and values of every layer: one (B, S, K, D) tensor each."""
 
     def __init__(
-        self, num_layers: int, num_places: int, num_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+        self, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> None:
         # Zeros, since masked places are multiplied by zero and must not hold a NaN.
-        shape = (num_places, num_heads, head_size)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.device = device
@@ -40,15 +39,16 @@ class KVPool:
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(config.num_hidden_layers, num_blocks * block_size, kv_heads, head_size, dtype, device)
+        return cls(config.num_hidden_layers, (num_blocks, block_size, kv_heads, head_size), dtype, device)
 
 
 class _Rows:
     """Rows of a step whose queries attend to contexts of their own: all decodes together, or one chunk alone."""
 
     def __init__(
-        self, first_tokens: NDArray[np.int64], num_queries: int, starts: NDArray[np.int32], places_RC: NDArray[np.int64]
+        self, first_tokens: NDArray[np.int64], num_queries: int, starts: NDArray[np.int32], blocks: NDArray[np.int32]
     ) -> None:
+        """blocks: (R, blocks of the longest of these contexts)."""
         self.num_queries = num_queries
         self.first, self.last = int(first_tokens[0]), int(first_tokens[-1]) + num_queries
         # Rows that follow one another in the packed step, as decodes do, are a slice of it; others are picked.
@@ -56,13 +56,14 @@ class _Rows:
         if self.last - self.first != len(first_tokens) * num_queries:
             self.picked = torch.from_numpy(first_tokens)
         self.starts_R = torch.from_numpy(starts.astype(np.int64))
-        self.places_RC = torch.from_numpy(places_RC)
+        self.blocks = torch.from_numpy(blocks.astype(np.int64).ravel())
+        self.num_places = int(starts.max()) + num_queries
         self.whole = len(first_tokens) == 1 and num_queries == 1
         self._masks: dict[int | None, Tensor | None] = {}
 
     def to(self, device: torch.device) -> "_Rows":
         """Move what the forward reads to the model's device."""
-        self.starts_R, self.places_RC = self.starts_R.to(device), self.places_RC.to(device)
+        self.starts_R, self.blocks = self.starts_R.to(device), self.blocks.to(device)
         self.picked = None if self.picked is None else self.picked.to(device)
         return self
 
@@ -73,16 +74,21 @@ class _Rows:
         return self._masks[window]
 
     def _make_mask(self, window: int | None) -> Tensor | None:
-        num_places = self.places_RC.shape[1]
-        if self.whole and (window is None or num_places <= window):
+        if self.whole and (window is None or self.num_places <= window):
             return None
-        device = self.places_RC.device
+        device = self.starts_R.device
         query_RQ1 = (self.starts_R[:, None] + torch.arange(self.num_queries, device=device))[:, :, None]
-        key_C = torch.arange(num_places, device=device)
+        key_C = torch.arange(self.num_places, device=device)
         seen = key_C <= query_RQ1
         if window is not None:
             seen &= key_C > query_RQ1 - window
         return seen[:, None]
+
+    def context(self, pool_BSKD: Tensor) -> Tensor:
+        """What these rows attend to: (R, K, C, D). Whole blocks are copied, which is faster than token by token."""
+        num_rows = self.starts_R.shape[0]
+        found = pool_BSKD.index_select(0, self.blocks).reshape(num_rows, -1, *pool_BSKD.shape[2:])
+        return found[:, : self.num_places].transpose(1, 2)
 
     def select(self, query_HTD: Tensor) -> Tensor:
         """These rows' queries: (R, H, queries, D)."""
@@ -105,8 +111,9 @@ class PagedStep:
 
     _active: ContextVar["PagedStep | None"] = ContextVar("phiserve_paged_step", default=None)
 
-    def __init__(self, batch: StepBatch, pool: KVPool, block_size: int) -> None:
+    def __init__(self, batch: StepBatch, pool: KVPool) -> None:
         self.pool = pool
+        block_size = pool.keys[0].shape[1]
         counts, starts, tables = batch.num_tokens, batch.start_positions, batch.block_tables
         offsets = np.cumsum(counts) - counts
         positions = np.arange(len(batch.token_ids)) + np.repeat(starts - offsets, counts)
@@ -119,9 +126,8 @@ class PagedStep:
         self.rows = []
         for group in groups:
             length = int((starts[group] + counts[group]).max())
-            table = tables[batch.slots[group], : -(-length // block_size)].astype(np.int64)
-            places = (table[:, :, None] * block_size + np.arange(block_size)).reshape(len(group), -1)[:, :length]
-            rows = _Rows(offsets[group].astype(np.int64), int(counts[group[0]]), starts[group], places)
+            blocks = tables[batch.slots[group], : -(-length // block_size)]
+            rows = _Rows(offsets[group].astype(np.int64), int(counts[group[0]]), starts[group], blocks)
             self.rows.append(rows.to(pool.device))
         self._token: Token[PagedStep | None] | None = None
 
@@ -165,12 +171,12 @@ def paged_attention(
     """What transformers calls in each layer. query (1, H, T, D); key, value (1, K, T, D). Returns (1, T, H, D)."""
     _refuse_extras(module, {**extras, "softcap": softcap})
     step = PagedStep.current()
-    keys_PKD, values_PKD = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
-    keys_PKD[step.places_T] = key[0].transpose(0, 1)
-    values_PKD[step.places_T] = value[0].transpose(0, 1)
+    keys_BSKD, values_BSKD = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
+    keys_BSKD.flatten(0, 1)[step.places_T] = key[0].transpose(0, 1)
+    values_BSKD.flatten(0, 1)[step.places_T] = value[0].transpose(0, 1)
     query_HTD = query[0]
     output_THD = torch.empty_like(query_HTD.transpose(0, 1), memory_format=torch.contiguous_format)
-    num_kv_heads = keys_PKD.shape[1]
+    num_kv_heads = keys_BSKD.shape[2]
     for rows in step.rows:
         queries = rows.select(query_HTD)
         # Query heads that share a key-value head stand side by side as more queries of that head.
@@ -181,8 +187,8 @@ def paged_attention(
             mask = mask.repeat(1, 1, num_heads // num_kv_heads, 1)
         result = scaled_dot_product_attention(
             grouped,
-            keys_PKD[rows.places_RC].transpose(1, 2),
-            values_PKD[rows.places_RC].transpose(1, 2),
+            rows.context(keys_BSKD),
+            rows.context(values_BSKD),
             attn_mask=mask,
             scale=scaling,
         )

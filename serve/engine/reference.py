@@ -130,7 +130,7 @@ def _draw(
                 return token
     kept = in_b.copy()
     if params.top_p < 1.0:
-        kept[[t for t in np.flatnonzero(in_b) if not in_nucleus(t)]] = False
+        kept[[t for t in np.flatnonzero(in_b) if not in_nucleus(int(t))]] = False
     if params.typical_p == 1.0:
         return _invert(weights, kept, uniform(NUM_DRAWS))
     masked = scores.masked_fill(torch.from_numpy(~kept)[None], -torch.inf)

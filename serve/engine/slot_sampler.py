@@ -117,7 +117,8 @@ class SlotSampler:
         tokens = self._choose(z_NV, slots, flags, asked)
         logp_NV = raw_NV.log_softmax(1)
         logprobs = logp_NV.gather(1, tokens[:, None])[:, 0].cpu().numpy()
-        entropies = torch.special.entr(logp_NV.exp()).sum(1).cpu().numpy()
+        # The floor keeps 0 * -inf out, for models that mask ids; below it, p * log p is 0 in float32 anyway.
+        entropies = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1).cpu().numpy()
         chosen = tokens.to(torch.int32).cpu().numpy()
         self._record(slots, flags, chosen, asked)
         top = self._top_logprobs(logp_NV, slots, flags) if asked & _TOP_LOGPROBS else None

@@ -121,7 +121,7 @@ class TorchRunner:
 
     def _forward(self, batch: StepBatch) -> Tensor:
         """The logits after the last token of each row that samples: (N, V)."""
-        step = PagedStep(batch, self._pool, BLOCK_SIZE)
+        step = PagedStep(batch, self._pool)
         ends = np.cumsum(batch.num_tokens)[batch.sample == 1] - 1
         with step:
             output = self._model(
