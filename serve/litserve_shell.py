@@ -31,6 +31,7 @@ from serve.worker import Sockets, WorkerLoop, hello_of
 STARTUP_POLL_SECONDS = 0.05
 DRAIN_POLL_SECONDS = 0.02
 MONITOR_SECONDS = 0.25
+KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep theirs, or they meet a closed connection
 LONGEST_BACKOFF_SECONDS = 30.0
 
 
@@ -317,6 +318,7 @@ def run_server(config: WorkerConfig, service: Any) -> None:
             generate_client_file=False,
             access_log=settings.log_level in ("info", "debug"),
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     except (KeyboardInterrupt, RuntimeError) as error:
         said = failure.read_text() if failure.exists() else stopper.failure
