@@ -21,25 +21,25 @@ ATTENTION_NAME = "phiserve_paged"
 
 
 class KVPool:
-    """Keys and values of every layer: one (B, S, K, D) tensor each."""
+    """Keys and values of every layer: one (B, S, K, D) tensor each, made when the layer first has some.
 
-    def __init__(
-        self, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    So head counts and sizes are the model's own, layer by layer, whatever its config calls them.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, device: torch.device) -> None:
+        self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def layer(self, index: int, key_KTD: Tensor, value_KTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The pools of a layer, made like these keys and values if there are none yet."""
+        if index not in self._layers:
+            self._layers[index] = self._like(key_KTD), self._like(value_KTD)
+        return self._layers[index]
+
+    def _like(self, x_KTD: Tensor) -> Tensor:
+        num_heads, _, head_size = x_KTD.shape
         # Zeros, since masked places are multiplied by zero and must not hold a NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.device = device
-
-    @classmethod
-    def for_config(
-        cls, config: Any, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> "KVPool":
-        """A pool for a transformers config. block_size tokens a block."""
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(config.num_hidden_layers, (num_blocks, block_size, kv_heads, head_size), dtype, device)
+        return x_KTD.new_zeros(self.num_blocks, self.block_size, num_heads, head_size)
 
 
 class _Rows:
@@ -113,7 +113,7 @@ class PagedStep:
 
     def __init__(self, batch: StepBatch, pool: KVPool) -> None:
         self.pool = pool
-        block_size = pool.keys[0].shape[1]
+        block_size = pool.block_size
         counts, starts, tables = batch.num_tokens, batch.start_positions, batch.block_tables
         offsets = np.cumsum(counts) - counts
         positions = np.arange(len(batch.token_ids)) + np.repeat(starts - offsets, counts)
@@ -171,11 +171,11 @@ def paged_attention(
     """What transformers calls in each layer. query (1, H, T, D); key, value (1, K, T, D). Returns (1, T, H, D)."""
     _refuse_extras(module, {**extras, "softcap": softcap})
     step = PagedStep.current()
-    keys_BSKD, values_BSKD = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
+    keys_BSKD, values_BSKD = step.pool.layer(module.layer_idx, key[0], value[0])
     keys_BSKD.flatten(0, 1)[step.places_T] = key[0].transpose(0, 1)
     values_BSKD.flatten(0, 1)[step.places_T] = value[0].transpose(0, 1)
     query_HTD = query[0]
-    output_THD = torch.empty_like(query_HTD.transpose(0, 1), memory_format=torch.contiguous_format)
+    output_THD = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     num_kv_heads = keys_BSKD.shape[2]
     for rows in step.rows:
         queries = rows.select(query_HTD)
@@ -192,7 +192,7 @@ def paged_attention(
             attn_mask=mask,
             scale=scaling,
         )
-        rows.place(output_THD, result.reshape(num_rows, num_heads, num_queries, head_size))
+        rows.place(output_THD, result.reshape(num_rows, num_heads, num_queries, -1))
     return output_THD[None], None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from serve.engine.model_files import read_config, read_eos_token_ids, read_max_model_len
@@ -81,7 +82,7 @@ class TorchRunner:
         self.max_slots = options.max_slots
         self.num_blocks = options.num_blocks or default_num_blocks(options.max_slots, longest)
         self.eos_token_ids = eos_token_ids
-        self._pool = KVPool.for_config(config, self.num_blocks, BLOCK_SIZE, weight.dtype, self._device)
+        self._pool = KVPool(self.num_blocks, BLOCK_SIZE, self._device)
         self._sampler = SlotSampler(options.max_slots, self.vocab_size, str(self._device))
         self._use_paged_attention(_TOLERANCE[weight.dtype])
 
@@ -141,23 +142,31 @@ class TorchRunner:
         """Switch the model to the pool, and compare: a short text in chunks and decodes against one plain forward."""
         length = min(20, self.max_model_len, self.num_blocks * BLOCK_SIZE)
         ids = np.arange(length, dtype=np.int32) * 7919 % self.vocab_size
-        plain = self._model(input_ids=self._to_device(ids)[None], use_cache=False).logits[0].float()
-        self._model.set_attn_implementation(ATTENTION_NAME)
-        table = np.arange(-(-length // BLOCK_SIZE), dtype=np.int32)[None]
         cuts = sorted({0, *range(length // 2, length, max(1, length // 4)), length - 1, length})
-        paged = []
-        for start, stop in itertools.pairwise(cuts):
-            one = np.ones(1, dtype=np.int32)
-            step = StepBatch(
-                one * 0, one * (stop - start), one * start, ids[start:stop], one.astype(np.uint8), table, 1
-            )
-            paged.append(self._forward(step)[0].float())
+        name = type(self._model).__name__
+        try:
+            plain = self._model(input_ids=self._to_device(ids)[None], use_cache=False).logits[0].float()
+            self._model.set_attn_implementation(ATTENTION_NAME)
+            paged = self._logits_in_pieces(ids, cuts)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ValueError(f"architecture {name} does not run over a block pool ({error}): {_REMEDY}") from error
         wanted = plain[torch.tensor(cuts[1:], device=plain.device) - 1]
-        error = (torch.stack(paged) - wanted).abs().max().item()
+        error_size = (paged - wanted).abs().max().item()
         limit = tolerance * max(1e-3, wanted.abs().max().item())
-        if not error <= limit:
-            name = type(self._model).__name__
+        if not error_size <= limit:
             raise ValueError(
-                f"architecture {name}: its logits through the block pool differ from its plain forward by {error:.3g} "
-                f"(allowed {limit:.3g}), so its attention is not standard: {_REMEDY}"
+                f"architecture {name}: its logits through the block pool differ from its plain forward by "
+                f"{error_size:.3g} (allowed {limit:.3g}), so its attention is not standard: {_REMEDY}"
             )
+
+    def _logits_in_pieces(self, ids: NDArray[np.int32], cuts: Sequence[int]) -> Tensor:
+        """The logits at the end of each piece of a text that is computed piece by piece: (pieces, V)."""
+        table = np.arange(-(-len(ids) // BLOCK_SIZE), dtype=np.int32)[None]
+        one = np.ones(1, dtype=np.int32)
+        logits = []
+        for start, stop in itertools.pairwise(cuts):
+            step = StepBatch(
+                one * 0, one * (stop - start), one * start, ids[start:stop], np.ones(1, np.uint8), table, 1
+            )
+            logits.append(self._forward(step)[0].float())
+        return torch.stack(logits)
