@@ -303,3 +303,10 @@ def test_a_number_at_the_very_top_of_its_range_gives_a_token_that_is_allowed(mon
     monkeypatch.setattr("serve.engine.sampling.uniforms", lambda s, i, d: np.full(len(s), 1.0))
     z = torch.tensor([[0.0, 1.0, 2.0, -200.0, -300.0]])
     assert draw(z, truncation([SamplingParams()]), np.zeros(1, np.uint64), np.zeros(1, int)).tolist() == [2]
+
+
+def test_the_number_zero_gives_the_first_token_that_is_allowed(monkeypatch) -> None:
+    monkeypatch.setattr("serve.engine.sampling.uniforms", lambda s, i, d: np.zeros(len(s)))
+    z = torch.tensor([[-300.0, 0.0, 2.0, 1.5]])
+    assert draw(z, truncation([SamplingParams(top_k=2)]), np.zeros(1, np.uint64), np.zeros(1, int)).tolist() == [2]
+    assert draw(z, truncation([SamplingParams()]), np.zeros(1, np.uint64), np.zeros(1, int)).tolist() == [1]
