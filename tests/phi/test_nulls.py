@@ -83,6 +83,25 @@ def test_block_bootstrap_covers_the_true_value() -> None:
     assert max(widths) < truth
 
 
+def test_block_bootstrap_takes_the_estimators_bias_off() -> None:
+    # Every resample of uncoupled units has Phi > 0: a plain percentile interval could not reach down to the truth.
+    for seed in range(5):
+        states = sequences(np.zeros((4, 4)), 2, 400, seed)
+        low, high = block_bootstrap([states], HALVES, torch.Generator().manual_seed(seed), num_resamples=100)
+        assert low == 0.0
+        assert high < 3 * null_mean((2, 2), 2 * 391)
+
+
+def test_surrogates_leave_out_the_first_positions_too() -> None:
+    states = sequences(COUPLED, 2, 100, 0)
+    states[:, :8] *= 1e6
+    dropped, never_there = (
+        measure_states([part], 4, num_dropped=count, num_surrogates=5)
+        for part, count in ((states, 8), (states[:, 8:], 0))
+    )
+    assert dropped == never_there
+
+
 def test_block_bootstrap_needs_twenty_blocks() -> None:
     with pytest.raises(ValueError, match="at least 20"):
         block_bootstrap([torch.randn(2, 256, 4)], HALVES, torch.Generator())

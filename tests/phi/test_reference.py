@@ -47,3 +47,16 @@ def test_stochastic_interaction_counts_a_common_drive_that_phi_g_ignores() -> No
     assert stochastic_interaction(joint, [[0], [1]]) == pytest.approx(0.830366, abs=1e-6)
     assert time_delayed_mutual_information(joint) == pytest.approx(0, abs=1e-12)
     assert phi_g(joint, [[0], [1]]) == pytest.approx(0, abs=1e-12)
+
+
+def test_redundancy_of_phi_r_is_the_least_information_over_all_pairs_of_parts() -> None:
+    joint = stationary_joint([[0.5, 0], [0.6, 0.3]], np.eye(2))
+
+    def information(source: int, target: int) -> float:
+        pair = joint[np.ix_([source, 2 + target], [source, 2 + target])]
+        return -0.5 * np.log(1 - pair[0, 1] ** 2 / (pair[0, 0] * pair[1, 1]))
+
+    values = {(source, target): information(source, target) for source in (0, 1) for target in (0, 1)}
+    assert min(values, key=values.__getitem__) == (1, 0)
+    cut = [[0], [1]]
+    assert phi_r(joint, cut) - whole_minus_sum(joint, cut) == pytest.approx(values[1, 0], abs=1e-12)
