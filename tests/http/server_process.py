@@ -44,7 +44,7 @@ class Answer:
 class ServerProcess:
     """`python -m serve` with these flags; ready once it has printed its curl line."""
 
-    model: Path
+    model: Path | str
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
