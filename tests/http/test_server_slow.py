@@ -88,7 +88,7 @@ def test_a_slow_reader_stops_its_own_stream_and_no_other(wide: ServerProcess) ->
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.settimeout(60)
     slow.connect(("127.0.0.1", wide.port))
-    num_tokens, choices = 4000, 8
+    num_tokens, choices = 2500, 4
     body = {
         "prompt": "abc",
         "max_new_tokens": num_tokens,
