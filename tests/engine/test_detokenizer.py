@@ -87,6 +87,13 @@ def test_an_id_outside_the_vocabulary_does_not_split_a_run_of_bytes() -> None:
     assert text == byte_fallback().decode([first, outside, last]) == "��"
 
 
+def test_a_token_without_text_does_not_cost_the_space_after_it() -> None:
+    tokenizer = byte_fallback()
+    ids = [tokenizer.token_to_id(t) for t in ("a", "<gone>", "▁a")]
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.push([i]) for i in ids] == ["a", "", " a"]
+
+
 def test_a_character_in_pieces_comes_whole_and_a_cut_one_as_replacement() -> None:
     ids = byte_level().encode("👩").ids
     detokenizer = Detokenizer(byte_level())

@@ -29,7 +29,7 @@ def byte_level() -> Tokenizer:
 
 @cache
 def byte_fallback() -> Tokenizer:
-    """As Llama 2 and Mistral: sentencepiece with byte fallback; decoding drops the first space."""
+    """As Llama 2 and Mistral: sentencepiece with byte fallback; decoding drops the first space. <gone> has no text."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
     for b in range(256):
         vocab[f"<0x{b:02X}>"] = len(vocab)
@@ -52,6 +52,7 @@ def byte_fallback() -> Tokenizer:
         "O",
         "P",
         ".",
+        "<gone>",
         "�",
     ]:
         vocab.setdefault(piece, len(vocab))
@@ -59,7 +60,13 @@ def byte_fallback() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("<gone>", ""),
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
