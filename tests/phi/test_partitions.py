@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iit.measures import minimum_cut, minimum_cut_by_queyranne
-from iit.partitions import Cut, bipartitions, make_cut, neighbours, queyranne_cuts
+from iit.partitions import Cut, _pendent_pair, bipartitions, make_cut, neighbours, queyranne_cuts
 from tests.phi.systems import random_system
 
 
@@ -40,6 +40,11 @@ def test_queyranne_is_exact_on_a_submodular_function(seed: int) -> None:
     def graph_cut(cuts: Sequence[Cut]) -> list[float]:
         return [sum(w for (i, j), w in weight.items() if (i in first) != (j in first)) for first, _ in cuts]
 
+    groups = [frozenset({unit}) for unit in range(num_units)]
+    single_costs = dict(zip(groups, graph_cut([make_cut(group, num_units) for group in groups]), strict=True))
+    first, last = _pendent_pair(groups, num_units, single_costs, graph_cut)
+    separating = [cut for cut in bipartitions(num_units) if (first <= set(cut[0])) != (last <= set(cut[0]))]
+    assert single_costs[last] == pytest.approx(min(graph_cut(separating)), abs=1e-12)  # Queyranne's theorem
     found = min(graph_cut(queyranne_cuts(num_units, graph_cut)))
     assert found == pytest.approx(min(graph_cut(list(bipartitions(num_units)))), abs=1e-12)
 
