@@ -17,7 +17,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 serve"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# What only serving needs. The native engine is compiled here if there is a C++ compiler; the server says at start which engine runs and why.
+# What only serving needs.
 $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
@@ -26,20 +26,16 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/serve.stamp $@
 
-$(VENV)/native.stamp: $(wildcard serve/engine/native/*.cpp serve/engine/native/*.h serve/engine/native/build.py) | $(BIN)/python
-	@if command -v $${CXX:-c++} >/dev/null; then $(BIN)/python -m serve.engine.native.build; else echo "No C++ compiler: the native engine is not built, the torch engine will serve (apt-get install g++ to change that)."; fi
-	@touch $@
-
-serve: $(VENV)/serve.stamp $(VENV)/native.stamp
+serve: $(VENV)/serve.stamp
 	$(BIN)/python -m serve --model $(MODEL) --port $(PORT)
 
-test: $(VENV)/dev.stamp $(VENV)/native.stamp
+test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
 
-check: $(VENV)/dev.stamp $(VENV)/native.stamp
+check: $(VENV)/dev.stamp
 	scripts/check
 
-slow: $(VENV)/dev.stamp $(VENV)/native.stamp
+slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
 clean:
