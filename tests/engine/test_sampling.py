@@ -121,7 +121,7 @@ params_strategy = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(params_strategy, min_size=1, max_size=5), st.integers(0, 10_000))
 def test_rows_with_different_parameters_each_get_what_the_literal_rule_gives(params, case) -> None:
     sampler = SlotSampler(8, VOCAB)

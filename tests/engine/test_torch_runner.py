@@ -70,7 +70,7 @@ def oracle() -> list[list[int]]:
     return [generate_naively(tiny_model("llama"), ids, params, (2,)).token_ids for ids, params in SPECS]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     arrivals=st.lists(st.tuples(st.integers(0, len(SPECS) - 1), st.integers(0, 6)), min_size=1, max_size=7),
     budget=st.integers(5, 60),
