@@ -28,7 +28,7 @@ def test_one_unit_cannot_be_cut() -> None:
         queyranne_cuts(1, lambda cuts: [0.0] * len(cuts))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_queyranne_is_exact_on_a_submodular_function(seed: int) -> None:
     rng = random.Random(seed)
     num_units = rng.randint(4, 8)
@@ -63,7 +63,7 @@ def test_queyranne_asks_for_a_cubic_number_of_cuts() -> None:
 
 def test_search_by_queyranne_equals_exhaustive_search_at_eight_units() -> None:
     # Phi is not submodular, so the search may miss; on 60 random systems outside this test it never did.
-    for seed in range(6):
+    for seed in range(3):
         joint = torch.from_numpy(random_system(8, seed, radius=0.5))
         exhaustive, searched = minimum_cut(joint, 8), minimum_cut_by_queyranne(joint, 8)
         assert searched.cut == exhaustive.cut

@@ -13,7 +13,7 @@ from tests.phi.systems import Matrix, random_system, stationary_joint
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(2, 6)
-few = settings(max_examples=15, deadline=None, derandomize=True)
+few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 def random_cut(size: int, seed: int) -> tuple[list[int], list[int]]:
