@@ -1,4 +1,4 @@
-"""The loop, in real processes: train 30 steps, publish, serve, stream over a socket, read /metrics, stop with SIGTERM."""
+"""The loop in real processes: train 30 steps, publish, serve, stream over a socket, read /metrics, stop by SIGTERM."""
 
 import os
 import subprocess
