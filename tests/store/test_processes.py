@@ -64,7 +64,7 @@ def test_a_publisher_spares_the_work_of_another_that_lives(store: ModelStore, so
 def test_two_publishers_at_once_both_get_versions_and_readers_see_only_whole_ones(
     store: ModelStore, source: Path
 ) -> None:
-    rounds = 12
+    rounds = 6
     store.publish(source, "m")
     store.set_alias("m", "production", "1")
     where = f"rounds:{rounds}"

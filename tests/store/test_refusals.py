@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.staging import STAGING_AREA
+from model_store.manifest import FileRecord
+from model_store.staging import STAGING_AREA, copy_and_hash
 from model_store.store import ModelStore
 from tests.store.folders import CONFIG, write_json
 
@@ -95,17 +96,27 @@ def test_a_pipe_is_refused(store: ModelStore, source: Path) -> None:
     assert_refused(store, source, "'vocab.txt'", "not a regular file")
 
 
-def test_a_link_put_in_place_of_a_listed_file_is_not_followed(store: ModelStore, source: Path) -> None:
-    copy = store._copy_file
+def test_what_is_checked_is_the_copy_and_not_a_source_that_changes_meanwhile(store: ModelStore, source: Path) -> None:
+    def copy_what_is_put_there_for_a_moment(origin: Path, destination: Path) -> FileRecord:
+        harmless = origin.read_bytes()
+        if origin.name == "config.json":
+            write_json(origin, {**CONFIG, "auto_map": {"AutoModel": "modeling.Model"}})
+        record = copy_and_hash(origin, destination)
+        origin.write_bytes(harmless)
+        return record
 
-    def swap_then_copy(origin: Path, destination: Path) -> object:
+    assert_refused(ModelStore(store.root, copy_file=copy_what_is_put_there_for_a_moment), source, "auto_map")
+
+
+def test_a_link_put_in_place_of_a_listed_file_is_not_followed(store: ModelStore, source: Path) -> None:
+    def swap_then_copy(origin: Path, destination: Path) -> FileRecord:
         if not origin.is_symlink():
             origin.rename(origin.with_suffix(".old"))
             origin.symlink_to(origin.with_suffix(".old"))
-        return copy(origin, destination)
+        return copy_and_hash(origin, destination)
 
     with pytest.raises(OSError, match="symbolic links"):
-        ModelStore(store.root, copy_file=swap_then_copy).publish(source, "m")  # type: ignore[arg-type]
+        ModelStore(store.root, copy_file=swap_then_copy).publish(source, "m")
     assert store.list() == ()
 
 
