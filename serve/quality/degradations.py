@@ -142,6 +142,14 @@ def _half_spoiled(text: str, random: Random, bank: Bank) -> str:
     return " ".join(words[:kept]) + " " + spoil(" ".join(words[kept:]), random, bank)
 
 
+def _all_capitals(text: str, random: Random, bank: Bank) -> str:
+    return text.upper()
+
+
+def _random_case(text: str, random: Random, bank: Bank) -> str:
+    return "".join(c.upper() if random.random() < 0.3 else c for c in text)
+
+
 FITTED: Mapping[str, Apply] = {
     "random_words": _random_words,
     "random_fragments": _random_fragments,
@@ -160,6 +168,8 @@ FITTED: Mapping[str, Apply] = {
     "lost_spaces": _lost_spaces,
     "stray_marks": _stray_marks,
     "half_spoiled": _half_spoiled,
+    "all_capitals": _all_capitals,
+    "random_case": _random_case,
 }
 
 
@@ -219,14 +229,6 @@ def _no_vowels(text: str, random: Random, bank: Bank) -> str:
     return re.sub("[aeiou]", "", text)
 
 
-def _all_capitals(text: str, random: Random, bank: Bank) -> str:
-    return text.upper()
-
-
-def _random_case(text: str, random: Random, bank: Bank) -> str:
-    return "".join(c.upper() if random.random() < 0.3 else c for c in text)
-
-
 def _leet(text: str, random: Random, bank: Bank) -> str:
     return text.translate(_LEET)
 
@@ -275,8 +277,6 @@ UNSEEN: Mapping[str, Apply] = {
     "reversed_words": _reversed_words,
     "stutter": _stutter,
     "no_vowels": _no_vowels,
-    "all_capitals": _all_capitals,
-    "random_case": _random_case,
     "leet": _leet,
     "scrambled_inside": _scrambled_inside,
     "spliced_phrases": _spliced_phrases,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.quality.context_model import CONTEXT, ContextModel
+
 LETTERS = 28
 """a-z, any other letter (26), anything that is no letter (27)."""
 STEP = 0.05
@@ -76,6 +78,7 @@ class Lexicon:
     word_log_frequency: (words,) natural log of its share of all pieces.
     shape_class: class of each of SHAPES. group: (classes,) coarse group of each class.
     pair_C_C: log p(c2|c1)/p(c2), nats. triple_G_G_G: log p(g3|g1 g2)/p(g3|g2). letter_L_L_L: log p(c|a b).
+    log_share_C: log share of each class. context: guesses a class from the eight before.
     """
 
     words: tuple[str, ...]
@@ -86,10 +89,14 @@ class Lexicon:
     pair_C_C: FloatArray
     triple_G_G_G: FloatArray
     letter_L_L_L: FloatArray
+    log_share_C: FloatArray
+    context: ContextModel
     word_classes: NDArray[np.intp] = field(init=False, repr=False)
     """Class of each index of indices()."""
     is_word: NDArray[np.bool_] = field(init=False, repr=False)
     """Whether an index of indices() is a known word, and not a mark, a number or unknown."""
+    name_index: int = field(init=False, repr=False)
+    """Index of an unknown word with a capital."""
     _index: dict[str, int] = field(init=False, repr=False)
     _shape_index: dict[str, int] = field(init=False, repr=False)
 
@@ -103,6 +110,7 @@ class Lexicon:
         is_word = [word[0].isalpha() for word in self.words] + [False] * len(SHAPES)
         object.__setattr__(self, "is_word", np.array(is_word))
         object.__setattr__(self, "_shape_index", shapes)
+        object.__setattr__(self, "name_index", shapes["capitalised"])
 
     def indices(self, pieces: list[str], lowered: list[str]) -> NDArray[np.intp]:
         """Index of each piece: below len(words) a known one, else len(words) + its shape."""
@@ -124,6 +132,8 @@ class Lexicon:
             "pair": _pack(_quantised(self.pair_C_C)),
             "triple": _pack(_quantised(self.triple_G_G_G)),
             "letter": _pack(_quantised(self.letter_L_L_L)),
+            "log_share": [round(float(x), 4) for x in self.log_share_C],
+            "context": {name: _pack_scaled(array) for name, array in self.context.arrays().items()},
         }
 
     @staticmethod
@@ -148,11 +158,43 @@ class Lexicon:
             pair_C_C=_unpack(data, "pair", np.int8, (classes,) * 2) * STEP,
             triple_G_G_G=_unpack(data, "triple", np.int8, (groups,) * 3) * STEP,
             letter_L_L_L=_unpack(data, "letter", np.int8, (LETTERS,) * 3) * STEP,
+            log_share_C=_log_shares(data, classes),
+            context=_context(_get(data, "context", dict), classes),
         )
 
 
 def _quantised(table: FloatArray) -> Int8Array:
     return np.clip(np.round(table / STEP), -127, 127).astype(np.int8)
+
+
+def _pack_scaled(array: NDArray[np.float32]) -> dict[str, Any]:
+    """int8 with one scale: the largest weight becomes 127."""
+    scale = float(np.abs(array).max()) / 127 or 1.0
+    return {"shape": list(array.shape), "scale": scale, "values": _pack(np.round(array / scale).astype(np.int8))}
+
+
+def _context(data: dict[str, Any], classes: int) -> ContextModel:
+    """The network; its inner widths are read off the arrays and must fit together."""
+    arrays = {}
+    for name in ContextModel.__dataclass_fields__:
+        entry = _get(data, name, dict)
+        shape, scale = _get(entry, "shape", list), _get(entry, "scale", float)
+        if not all(isinstance(n, int) and 0 < n <= 4096 for n in shape) or not 0 < scale < 1:
+            raise ValueError(f"lexicon.context.{name} has shape {shape} and scale {scale}: fit the reference anew")
+        arrays[name] = _unpack(entry, "values", np.int8, tuple(shape)).astype(np.float32) * np.float32(scale)
+    embed, hidden = arrays["embedding"].shape[-1], arrays["hidden"].shape[-1]
+    wanted = [(classes, embed), (CONTEXT * embed, hidden), (hidden,), (hidden, classes), (classes,)]
+    found = [array.shape for array in arrays.values()]
+    if found != wanted:
+        raise ValueError(f"lexicon.context has shapes {found} instead of {wanted}: fit the reference anew")
+    return ContextModel(**arrays)
+
+
+def _log_shares(data: dict[str, Any], classes: int) -> FloatArray:
+    shares = _get(data, "log_share", list)
+    if len(shares) != classes or not all(isinstance(x, float) and -100 < x <= 0 for x in shares):
+        raise ValueError(f"lexicon.log_share must be {classes} logarithms of shares: fit the reference anew")
+    return np.array(shares)
 
 
 def _pack(array: NDArray[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Build a lexicon from a corpus. Needs scikit-learn (the `train` extra); never imported while serving."""
+"""Build a lexicon from a corpus. Needs torch and scikit-learn (the `train` extra); never imported while serving."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.quality.context_model import fit_context_model
 from serve.quality.lexicon import LETTERS, SHAPES, FloatArray, Lexicon, letter_codes, shape_of
 from serve.quality.words import split_pieces
 
-NUM_WORDS = 4000
+NUM_WORDS = 6000
 NUM_SINGLE = 80
 """The commonest words and marks, classes of their own."""
 NUM_CLUSTERS = 70
@@ -47,6 +48,8 @@ def fit_lexicon(texts: Sequence[str], seed: int = 0) -> Lexicon:
         pair_C_C=_pair_table(pair_counts),
         triple_G_G_G=_triple_table(group[class_ids]),
         letter_L_L_L=_letter_table("\n".join(texts)[:_LETTER_CHARACTERS]),
+        log_share_C=np.log((pair_counts.sum(0) + 0.5) / (pair_counts.sum() + 0.5 * num_classes)),
+        context=fit_context_model(class_ids, num_classes, seed),
     )
 
 

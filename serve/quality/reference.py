@@ -27,6 +27,8 @@ GRADE_QUANTILES = {"EXCELLENT": 0.25, "GOOD": 0.05, "FAIR": 0.01}
 """A text is EXCELLENT if a quarter of human passages score lower, GOOD if 5 % do, FAIR if 1 % do, else POOR."""
 _MAX_BYTES = 4_000_000
 _MAX_DEVIATION = 60.0
+_TOLERATED = 0.6
+"""Spreads from the median that do not count."""
 FloatArray = NDArray[np.float64]
 
 
@@ -43,18 +45,18 @@ class HumanRange:
     _rows: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Centre and the spread to either side at each length: a normal variable would have both equal to 1."""
+        """Centre and the spread to either side at each length, from the 1 % tails: wide enough for rare genres."""
         q = self.quantiles_LFQ
         least = np.array([f.resolution for f in self.features])
-        low = np.maximum((q[:, :, 3] - q[:, :, 1]) / 1.645, least)
-        high = np.maximum((q[:, :, 5] - q[:, :, 3]) / 1.645, least)
+        low = np.maximum((q[:, :, 3] - q[:, :, 0]) / 2.326, least)
+        high = np.maximum((q[:, :, 6] - q[:, :, 3]) / 2.326, least)
         object.__setattr__(self, "_rows", np.stack([q[:, :, 3], low, high], axis=1))
         object.__setattr__(self, "_log_lengths", [math.log(n) for n in self.lengths])
         object.__setattr__(self, "_low_F", np.array([f.side != "high" for f in self.features], dtype=np.float64))
         object.__setattr__(self, "_high_F", np.array([f.side != "low" for f in self.features], dtype=np.float64))
 
     def deviations(self, values_F: FloatArray, length: int) -> FloatArray:
-        """(2, F): how far below and how far above human text each value lies, 0 within one spread of the median.
+        """(2, F): how far below and how far above human text each value lies, 0 within _TOLERATED spreads of the median.
 
         log(1 + excess in spreads), so that one feature beyond all measure cannot outweigh everything else.
         """
@@ -63,7 +65,7 @@ class HumanRange:
         both = np.empty((2, len(values_F)))
         both[0] = z / -low
         both[1] = z / high
-        np.clip(both - 1.0, 0.0, _MAX_DEVIATION, out=both)
+        np.clip(both - _TOLERATED, 0.0, _MAX_DEVIATION, out=both)
         both[0] *= self._low_F  # type: ignore[attr-defined]
         both[1] *= self._high_F  # type: ignore[attr-defined]
         result: FloatArray = np.log1p(both)
