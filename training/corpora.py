@@ -57,7 +57,8 @@ def load_corpus(dataset: str) -> Corpus:
         return _checked(dataset, _split_by_key((name, text) for name, text in documents))
     paths = [Path(part).expanduser() for part in dataset.split(",")]
     if dataset not in _HUB and all(path.exists() for path in paths):
-        return _checked(dataset, _local(paths))
+        # The name alone: where the text lay on one machine is no part of its identity.
+        return _checked(",".join(path.name for path in paths), _local(paths))
     if dataset not in _HUB and (dataset.count("/") != 1 or dataset.startswith((".", "/", "~"))):
         raise ValueError(
             f"dataset={dataset!r} is neither a file or folder here nor a known name; give a path to .txt, .txt.xz or "
