@@ -11,7 +11,7 @@ from serve.quality.words import estimate_num_tokens
 
 DOCUMENT_END = "<|endoftext|>"
 _LEAST_DOCUMENT = 2_000
-_LARGE_DOCUMENT = 150_000
+_LARGE_DOCUMENT = 60_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,10 @@ _LEET = str.maketrans("aeiost", "431057")
 
 
 class Bank:
-    """What some degradations draw from: words with their frequencies and chains, all of human text."""
+    """What degradations and restylings draw from: words, their frequencies and chains, all of human text.
+
+    rare: words seen once or twice, by their last two letters. names: capitalised words never seen in lower case.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.words = " ".join(texts).split()
@@ -26,6 +29,12 @@ class Bank:
         self.after_one = defaultdict[str, list[str]](list)
         self.after_two = defaultdict[tuple[str, str], list[str]](list)
         self.after_letters = defaultdict[str, list[str]](list)
+        counts = Counter(self.words)
+        self.rare = defaultdict[str, list[str]](list)
+        for word in self.vocabulary:
+            if counts[word] <= 2 and len(word) > 4 and word.isalpha() and word.islower():
+                self.rare[word[-2:]].append(word)
+        self.names = [w for w in self.vocabulary if w.istitle() and w.isalpha() and w.lower() not in counts] or ["Anna", "Maria", "Peter"]
         for a, b in pairwise(self.words):
             self.after_one[a].append(b)
         for a, b, c in zip(self.words, self.words[1:], self.words[2:], strict=False):

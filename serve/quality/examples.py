@@ -1,6 +1,5 @@
 """Human passages, spoiled passages and generations, as examples to fit and to validate on. Offline."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,9 @@ from serve.engine.loader import load_tokenizer
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import passages
 from serve.quality.degradations import Apply, Bank
+from serve.quality.restyling import restyle
 from serve.quality.model_runs import Sample, TextScorer, generate
 from serve.quality.surprise import TokenSurprise
-
-_MARK = re.compile(r"([^\w\s])")
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -33,30 +30,10 @@ class Example:
         return self.kind == "human"
 
 
-def restyle(text: str, random: Random) -> str:
-    """The same human text as another publisher sets it: such differences must not count against it."""
-    style = random.randrange(5)
-    if style == 0:
-        return " ".join(_MARK.sub(r" \1 ", text).split())
-    if style == 1:
-        return " ".join(text.split())
-    if style == 2:
-        text = re.sub(r'(^|[\s(])"', "\\1“", text).replace('"', "”")
-        return text.replace("'", "’")  # noqa: RUF001
-    if style == 3:
-        return re.sub(r'"', "'", text)
-    words, lines, width = text.split(), [""], random.randint(50, 80)
-    for word in words:
-        lines[-1] += word + " "
-        if len(lines[-1]) > width:
-            lines.append("")
-    return "\n".join(line.rstrip() for line in lines).rstrip()
-
-
-def human(documents: Sequence[str], count: int, random: Random, restyled: float = 0.3) -> list[Example]:
+def human(documents: Sequence[str], count: int, random: Random, bank: Bank, restyled: float = 0.5) -> list[Example]:
     """Passages, a share of them restyled."""
     found = passages(documents, count, random)
-    return [Example(restyle(t, random) if random.random() < restyled else t, "human") for t in found]
+    return [Example(restyle(t, random, bank) if random.random() < restyled else t, "human") for t in found]
 
 
 def spoiled(

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import Corpus, passages, read_corpus
 from serve.quality.degradations import FITTED, Bank
-from serve.quality.examples import Example, generations, human, loops, prompts, restyle, spoiled
+from serve.quality.examples import Example, generations, human, loops, prompts, spoiled
 from serve.quality.examples import untrained_generations, with_surprise
 from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, Feature
 from serve.quality.heads_fit import FittedHead, fit_head, surprise_range, text_ranges
 from serve.quality.lexicon_fit import fit_lexicon
 from serve.quality.model_runs import TextScorer
+from serve.quality.restyling import restyle
 from serve.quality.reference import Head, HumanRange, QualityReference
 from serve.quality.score import measure_text, score_matrix
 from serve.quality.surprise import SURPRISE_FEATURES, surprise_features
@@ -62,18 +63,18 @@ def fit(config: FitConfig) -> QualityReference:
     bank = Bank([d[:_LEXICON_CHARACTERS // 4] for d in known[:60]])
     human_documents = unknown + fresh
     long = passages(human_documents, 1200, random, (700, 760))
-    long = [restyle(text, random) if random.random() < 0.3 else text for text in long]
+    long = [restyle(text, random, bank) if random.random() < 0.5 else text for text in long]
     text, document = text_ranges(long, lexicon)
     reference = QualityReference(lexicon, text, document, None, {}, _origin(config, corpora, held_out))
 
     each = max(20, config.num_passages // len(FITTED))
-    examples = human(human_documents, config.num_passages, random)
+    examples = human(human_documents, config.num_passages, random, bank)
     examples += spoiled(human_documents, FITTED, each, random, bank)
     if config.checkpoint is None:
         return _with_heads(reference, examples, [], config)
     samples = _samples(config, config.checkpoint, fresh, random)
     scorer = TextScorer(config.checkpoint)
-    seen = human(fresh, config.num_passages // 3, random) + spoiled(fresh, FITTED, each // 3, random, bank)
+    seen = human(fresh, config.num_passages // 3, random, bank) + spoiled(fresh, FITTED, each // 3, random, bank)
     seen = with_surprise(seen, scorer) + samples + with_surprise([Example(e.text, e.kind) for e in samples], scorer)
     plain = with_surprise([Example(t, "human") for t in passages(fresh, 500, random, (540, 560))], scorer)
     surprise = surprise_range([e.surprise for e in plain if e.surprise is not None])
