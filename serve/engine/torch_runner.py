@@ -95,6 +95,7 @@ class TorchRunner:
             raise ValueError(f"model '{model_dir}': {reason}")
         if options.dtype not in _DTYPES:
             raise ValueError(f"dtype is '{options.dtype}': give one of {', '.join(_DTYPES)}")
+        transformers.logging.disable_progress_bar()  # a worker's start is told by its server, in one block
         model = transformers.AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=_DTYPES[options.dtype],
