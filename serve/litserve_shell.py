@@ -258,6 +258,11 @@ class Stopper:
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        # LitServe's monitoring thread may ask its manager once more after the shutdown has ended that process.
+        logging.getLogger("litserve.server").addFilter(self._is_news)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        return not (self._server.stopping and record.msg == "Monitoring worker crashed")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a fork that has not taken its own handlers yet

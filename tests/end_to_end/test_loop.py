@@ -47,4 +47,5 @@ def test_a_model_is_trained_published_served_streamed_watched_and_stopped(tmp_pa
     finally:
         code = server.stop()
     assert code == 0
+    assert "Traceback" not in "".join(server.lines)
     assert not [process for process in family if process.is_running()]

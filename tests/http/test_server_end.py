@@ -51,6 +51,7 @@ def test_sigterm_lets_streams_finish_refuses_new_requests_and_leaves_nothing(ser
             tail += chunk
     assert b'"finish_reason":"length"' in tail
     assert server.stop() == 0
+    assert "Traceback" not in "".join(server.lines)
     assert not psutil.wait_procs(family, timeout=10)[1]
     assert not psutil.pid_exists(server.process.pid)
     assert not os.path.exists(folder.partition("/metrics")[0])
