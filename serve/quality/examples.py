@@ -78,12 +78,14 @@ def generations(
     random: Random,
     lengths: tuple[int, int] | None = (40, 240),
     seed: int = 0,
+    tokenizer_dir: Path | str | None = None,
 ) -> list[Example]:
     """Samples of a checkpoint, cut to log-uniform lengths (None: left whole); empty ones are dropped."""
-    samples = generate(model_dir, starts, params, seed=seed)
+    tokenizer_dir = tokenizer_dir or model_dir
+    samples = generate(model_dir, starts, params, seed=seed, tokenizer_dir=tokenizer_dir)
     if lengths is not None:
         low, high = lengths
-        samples = [shortened(s, round(low * (high / low) ** random.random()), model_dir) for s in samples]
+        samples = [shortened(s, round(low * (high / low) ** random.random()), tokenizer_dir) for s in samples]
     return [Example(s.text, kind, s.surprise) for s in samples if len(s.surprise) and s.text]
 
 

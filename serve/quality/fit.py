@@ -8,7 +8,7 @@ text better than any other human text, and would set the ranges of human surpris
 import hashlib
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.engine.model_files import default_sampling_params
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import Corpus, passages, read_corpus
 from serve.quality.degradations import FITTED, Bank
@@ -49,7 +50,6 @@ class FitConfig:
     num_samples: int = 64
     penalty: float = 1e-3
     seed: int = 0
-    served: SamplingParams | None = field(default=None)
 
 
 def fit(config: FitConfig) -> QualityReference:
@@ -107,7 +107,8 @@ def _samples(config: FitConfig, checkpoint: Path, fresh: Sequence[str], random: 
     found += loops(greedy + generations(checkpoint, "greedy_loop", starts, at(0.2), random, seed=config.seed))
     found += untrained_generations(checkpoint, starts, at(1.0), random, seed=config.seed)
     for folder in config.undertrained:
-        found += generations(folder, "undertrained_model", starts, at(1.0), random, seed=config.seed)
+        kind = "undertrained_model"
+        found += generations(folder, kind, starts, at(1.0), random, seed=config.seed, tokenizer_dir=checkpoint)
     return found
 
 
@@ -179,7 +180,7 @@ def _with_served_scores(
     reference: QualityReference, config: FitConfig, checkpoint: Path, fresh: Sequence[str], random: Random
 ) -> QualityReference:
     """What this checkpoint's generations score today: drift is measured against it, not against human text."""
-    params = config.served or SamplingParams(temperature=1.0)
+    params = default_sampling_params(checkpoint)
     starts = prompts(fresh, 2 * config.num_samples, random)
     samples = generations(checkpoint, "served", starts, params, random, lengths=None, seed=config.seed)
     samples = [e for e in samples if e.surprise is not None and len(e.surprise) >= 32]

@@ -28,10 +28,19 @@ class Sample:
 
 
 def generate(
-    model_dir: Path | str, prompts: Sequence[str], params: SamplingParams, *, seed: int = 0, runner: str = "auto"
+    model_dir: Path | str,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    *,
+    seed: int = 0,
+    runner: str = "auto",
+    tokenizer_dir: Path | str | None = None,
 ) -> list[Sample]:
-    """Continue each prompt under one decoding setting; params.seed is replaced by seed + its index."""
-    tokenizer = load_tokenizer(model_dir)
+    """Continue each prompt under one decoding setting; params.seed is replaced by seed + its index.
+
+    tokenizer_dir: where tokenizer.json is, for checkpoints that were saved without it.
+    """
+    tokenizer = load_tokenizer(tokenizer_dir or model_dir)
     options = RunnerOptions(max_slots=min(32, max(1, len(prompts))))
     engine = Engine(load_runner(model_dir, runner, options).runner, EngineLimits(max_tokens_per_step=2048))
     room = engine.runner.max_model_len - params.max_new_tokens
@@ -72,12 +81,19 @@ class ScoredText:
 class TextScorer:
     """Forward passes of one checkpoint over given texts, in float32 on the CPU."""
 
-    def __init__(self, model_dir: Path | str, *, untrained: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model_dir: Path | str,
+        *,
+        untrained: bool = False,
+        seed: int = 0,
+        tokenizer_dir: Path | str | None = None,
+    ) -> None:
         """untrained: the same architecture with fresh weights drawn from seed."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self._tokenizer = load_tokenizer(model_dir)
+        self._tokenizer = load_tokenizer(tokenizer_dir or model_dir)
         if untrained:
             config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
             with torch.random.fork_rng(devices=[]):
