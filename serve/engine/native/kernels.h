@@ -1,0 +1,82 @@
+// What the inner loops offer the rest of the library: one table of functions per instruction set, chosen at run time.
+#pragma once
+#include <stdint.h>
+
+namespace native {
+
+enum class Epilogue { store, add, swiglu };
+
+// C (rows x columns) = A (rows x depth) times a packed matrix, then the epilogue.
+// store: C = result. add: C += result. swiglu: a panel holds half its columns of gate and half of up; C gets
+// silu(gate) * up, as an activation (float, or bfloat16 where the weights are).
+// The sum over depth is one chain per output in ascending order: a row's result never depends on the other rows.
+struct Gemm {
+  const void* weights;  // packed panels
+  const void* a;        // activations: float, or bfloat16 where the weights are
+  void* c;
+  int64_t lda, ldc;     // in elements
+  int64_t rows, depth, panels;
+  Epilogue epilogue;
+};
+
+// Attention of up to MAX_QUERIES (token, head) pairs that share keys and values.
+// keys: per block [head_dim][16]; values: per block [16][value_stride].
+constexpr int MAX_QUERIES = 8;
+struct Attention {
+  const float* queries[MAX_QUERIES];
+  float* outputs[MAX_QUERIES];  // value_stride floats each
+  int64_t lengths[MAX_QUERIES];  // keys to attend to, at least 1
+  int count;
+  const float* keys;
+  const float* values;
+  int64_t block_floats_k, block_floats_v;  // from one block to the next in the pool
+  const int32_t* blocks;
+  int64_t head_dim, value_stride;
+  float scale;
+  float* scores;  // MAX_QUERIES x score_stride
+  int64_t score_stride;
+};
+
+struct RowStats {
+  float max;
+  double sum;       // of exp(z - max)
+  double weighted;  // of exp(z - max) * (z - max)
+};
+
+constexpr int64_t SUM_BLOCK = 256;  // ids whose weights are summed together
+
+struct Kernels {
+  const char* name;
+  int vector_width, panel_width, max_rows;
+  void (*gemm_f32)(const Gemm&, int64_t first_panel, int64_t last_panel);
+  void (*gemm_bf16)(const Gemm&, int64_t first_panel, int64_t last_panel);  // null without the instructions
+  void (*attend)(const Attention&);
+  // out = x / rms(x) * weight over width entries (a multiple of vector_width, zero past `size`).
+  void (*rms_norm)(const float* x, const float* weight, int64_t width, int64_t size, float eps, void* out, bool bf16);
+  void (*to_activation)(const float* x, int64_t count, void* out, bool bf16);
+  // w = exp(z - max), sums over blocks of SUM_BLOCK ids; z has `count` entries.
+  RowStats (*row_stats)(const float* z, int64_t count, float* w, double* sums);
+  // sum of w where z > bound, and of all w
+  double (*sum_above)(const float* z, const float* w, int64_t count, float bound);
+  void (*divide)(float* z, int64_t count, float by);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
+#endif
+
+// The best table this processor can run, or the one named ("portable", "avx2", ...); null for an unknown name or one
+// the processor lacks.
+const Kernels* choose_kernels(const char* name);
+
+static inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 64);  // stays not-a-number
+  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);                // to nearest, ties to even
+}
+
+}  // namespace native
