@@ -1,4 +1,4 @@
-"""`python -m serve.quality fit | validate | score | diagnose`. Arguments in, exit code out; 2 with one line for bad input."""
+"""`python -m serve.quality fit | validate | score | diagnose`. Arguments in, exit code out."""
 
 import argparse
 import json
@@ -89,11 +89,12 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from serve.quality.score import QualityScorer
+    from serve.quality.surprise import TokenSurprise
 
     scorer = QualityScorer.load(arguments.reference)
     names = [str(path) for path in arguments.files] or ["-"]
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in arguments.files] or [sys.stdin.read()]
-    surprises = [None] * len(texts)
+    surprises: list[TokenSurprise | None] = [None] * len(texts)
     if arguments.surprise is not None:
         from serve.quality.model_runs import TextScorer
 

@@ -45,7 +45,7 @@ class ContextModel:
 _BACK = np.arange(CONTEXT, 0, -1)
 
 
-def fit_context_model(classes: NDArray[np.intp], num_classes: int, seed: int, steps: int = 700) -> ContextModel:
+def fit_context_model(classes: NDArray[np.intp], num_classes: int, seed: int, steps: int) -> ContextModel:
     """Train it on the classes of a corpus in order (Adam, cross-entropy); loads torch. Deterministic on one machine."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Known ways in which generated text goes wrong, made from human text. Offline; plain Python, deterministic in the Random.
+"""Known ways in which generated text goes wrong, made from human text. Offline; deterministic in the Random.
 
 FITTED kinds serve as negatives of the fit. UNSEEN kinds are never fitted: they show what the score makes of damage that
 it was not taught. A test holds the two sets apart.
@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from random import Random
 
@@ -26,21 +27,40 @@ class Bank:
         self.words = " ".join(texts).split()
         self.vocabulary = sorted(Counter(self.words))
         self.text = " ".join(self.words)
-        self.after_one = defaultdict[str, list[str]](list)
-        self.after_two = defaultdict[tuple[str, str], list[str]](list)
-        self.after_letters = defaultdict[str, list[str]](list)
         counts = Counter(self.words)
         self.rare = defaultdict[str, list[str]](list)
         for word in self.vocabulary:
             if counts[word] <= 2 and len(word) > 4 and word.isalpha() and word.islower():
                 self.rare[word[-2:]].append(word)
-        self.names = [w for w in self.vocabulary if w.istitle() and w.isalpha() and w.lower() not in counts] or ["Anna", "Maria", "Peter"]
+        self.names = [w for w in self.vocabulary if w.istitle() and w.isalpha() and w.lower() not in counts] or [
+            "Anna",
+            "Maria",
+            "Peter",
+        ]
+
+    @cached_property
+    def after_one(self) -> dict[str, list[str]]:
+        """Words that follow a word."""
+        chain = defaultdict[str, list[str]](list)
         for a, b in pairwise(self.words):
-            self.after_one[a].append(b)
+            chain[a].append(b)
+        return chain
+
+    @cached_property
+    def after_two(self) -> dict[tuple[str, str], list[str]]:
+        """Words that follow two words."""
+        chain = defaultdict[tuple[str, str], list[str]](list)
         for a, b, c in zip(self.words, self.words[1:], self.words[2:], strict=False):
-            self.after_two[a, b].append(c)
+            chain[a, b].append(c)
+        return chain
+
+    @cached_property
+    def after_letters(self) -> dict[str, list[str]]:
+        """Characters that follow four characters."""
+        chain = defaultdict[str, list[str]](list)
         for i in range(len(self.text) - 4):
-            self.after_letters[self.text[i : i + 4]].append(self.text[i + 4])
+            chain[self.text[i : i + 4]].append(self.text[i + 4])
+        return chain
 
 
 Apply = Callable[[str, Random, Bank], str]

@@ -12,9 +12,10 @@ from serve.engine.loader import load_tokenizer
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import passages
 from serve.quality.degradations import Apply, Bank
-from serve.quality.restyling import restyle
 from serve.quality.model_runs import Sample, TextScorer, generate
+from serve.quality.restyling import restyle
 from serve.quality.surprise import TokenSurprise
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

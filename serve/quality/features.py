@@ -1,4 +1,4 @@
-"""The numbers a text is judged by: each has a name and a source in the literature. Python and numpy; no torch, no model.
+"""The numbers a text is judged by: each has a name and a source in the literature. Python and numpy; no torch.
 
 text_features() reads one window of a text, document_features() the whole of it, surprise.py the model's own numbers.
 Every feature is defined for every text: where there is nothing to measure it takes the value of its docstring.
@@ -39,7 +39,7 @@ class Feature:
 
 TEXT_FEATURES = (
     Feature("seq_rep_1", "both", 0.02, "share of repeated words and marks (Welleck et al. 2020)"),
-    Feature("seq_rep_2", "both", 0.02, "share of repeated 2-grams; 1 - distinct-2 (Welleck et al. 2020; Li et al. 2016)"),
+    Feature("seq_rep_2", "both", 0.02, "share of repeated 2-grams; 1 - distinct-2 (Li et al. 2016)"),
     Feature("seq_rep_3", "high", 0.02, "share of repeated 3-grams (Welleck et al. 2020)"),
     Feature("seq_rep_4", "high", 0.02, "share of repeated 4-grams (Welleck et al. 2020)"),
     Feature("longest_repeat", "high", 0.3, "log2(1 + length of the longest n-gram that occurs twice)"),
@@ -53,7 +53,7 @@ TEXT_FEATURES = (
     Feature("pair_fit", "low", 0.25, "mean PMI of neighbouring word classes (Church & Hanks 1990; Brown et al. 1992)"),
     Feature("triple_fit", "low", 0.08, "mean log p(c3|c1 c2)/p(c3|c2) over word classes (Brown et al. 1992)"),
     Feature("odd_pairs", "high", 0.045, "share of neighbours with PMI below -1"),
-    Feature("context_gain", "low", 0.02, "mean log p(c | 8 before)/p(c | 1 before) by a small network (Bengio et al. 2003)"),
+    Feature("context_gain", "low", 0.02, "mean log p(c | 8 before)/p(c | 1 before) by a network (Bengio et al. 2003)"),
     Feature("letter_fit", "low", 0.12, "mean log p(letter | two before) (Shannon 1951)"),
     Feature("odd_letters", "high", 0.02, "share of letter triples below exp(-5)"),
     Feature("word_length", "both", 0.3, "mean letters of a word"),
@@ -69,12 +69,12 @@ TEXT_FEATURES = (
     Feature("inner_capitals", "high", 0.02, "share of words with a capital behind a lower-case letter"),
 )  # fmt: skip
 DOCUMENT_FEATURES = (
-    Feature("duplicate_sentences", "high", 0.02, "share of characters in sentences that occurred before (Rae et al. 2021)"),
+    Feature("duplicate_sentences", "high", 0.02, "characters in sentences that occurred before (Rae et al. 2021)"),
 )  # fmt: skip
 
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*\s+|\n\s*\n\s*")  # noqa: RUF001
 _AFTER_END = re.compile(r"[.!?][\"'”’)\]]*\s+[\"'“‘(\[]*(\S)")  # noqa: RUF001
-_CAPITAL = re.compile(r"[A-ZÀ-ÖØ-ÞА-ЯΑ-Ω]")  # noqa: RUF001
+_CAPITAL = re.compile(r"[A-ZÀ-ÖØ-ÞА-ЯΑ-Ω]")
 _INNER_CAPITAL = re.compile(r"[a-z][A-Z]")
 _COMMON_MARKS = frozenset(".,;:!?'\"-()[]—–…“”‘’")  # noqa: RUF001
 _PARTNERS = {")": "(", "]": "[", "}": "{", "”": "“", "»": "«"}
@@ -110,9 +110,7 @@ def _repetition(text: str, lowered: list[str], words: list[str]) -> list[float]:
     ]
 
 
-def _language(
-    text: str, pieces: list[str], lowered: list[str], words: list[str], lexicon: Lexicon
-) -> list[float]:
+def _language(text: str, pieces: list[str], lowered: list[str], words: list[str], lexicon: Lexicon) -> list[float]:
     indices = lexicon.indices(pieces, lowered)
     known = indices[lexicon.is_word[indices]]
     names = int(np.count_nonzero(indices == lexicon.name_index))

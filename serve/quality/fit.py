@@ -1,11 +1,10 @@
-"""Fit a quality reference: `python -m serve.quality fit`. Offline; needs the `train` extra, and torch with a checkpoint.
+"""Fit a quality reference: `python -m serve.quality fit`. Offline; needs the `train` extra.
 
 Two kinds of human text go in. `corpora`: large, for the lexicon and the text features; the checkpoint may have been
 trained on it. `held_out`: text the checkpoint was NOT trained on, for the surprise features: a model knows its training
 text better than any other human text, and would set the ranges of human surprise too low.
 """
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,22 @@ from serve.engine.model_files import default_sampling_params
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import Corpus, passages, read_corpus
 from serve.quality.degradations import FITTED, Bank
-from serve.quality.examples import Example, generations, human, loops, prompts, spoiled
-from serve.quality.examples import untrained_generations, with_surprise
+from serve.quality.examples import (
+    Example,
+    generations,
+    human,
+    loops,
+    prompts,
+    spoiled,
+    untrained_generations,
+    with_surprise,
+)
 from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, Feature
 from serve.quality.heads_fit import FittedHead, fit_head, surprise_range, text_ranges
 from serve.quality.lexicon_fit import fit_lexicon
 from serve.quality.model_runs import TextScorer
+from serve.quality.reference import Head, QualityReference, weights_identity
 from serve.quality.restyling import restyle
-from serve.quality.reference import Head, HumanRange, QualityReference
 from serve.quality.score import measure_text, score_matrix
 from serve.quality.surprise import SURPRISE_FEATURES, surprise_features
 
@@ -40,7 +47,10 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """num_passages: human ones a head is fitted on. penalty: of squared weights. undertrained: early checkpoints."""
+    """num_passages: human ones a head is fitted on. penalty: of squared weights. undertrained: early checkpoints.
+
+    num_ranges: passages that the ranges of human text are taken from. context_steps: of the lexicon's network.
+    """
 
     corpora: tuple[Path, ...]
     held_out: tuple[Path, ...]
@@ -48,6 +58,8 @@ class FitConfig:
     undertrained: tuple[Path, ...] = ()
     num_passages: int = 3000
     num_samples: int = 64
+    num_ranges: int = 1200
+    context_steps: int = 700
     penalty: float = 1e-3
     seed: int = 0
 
@@ -59,10 +71,10 @@ def fit(config: FitConfig) -> QualityReference:
     held_out = [read_corpus(path) for path in config.held_out]
     known, unknown = _set_aside([d for corpus in corpora for d in corpus.documents])
     fresh = [d for corpus in held_out for d in corpus.documents]
-    lexicon = fit_lexicon([d[:_LEXICON_CHARACTERS] for d in known], config.seed)
-    bank = Bank([d[:_LEXICON_CHARACTERS // 4] for d in known[:60]])
+    lexicon = fit_lexicon([d[:_LEXICON_CHARACTERS] for d in known], config.seed, config.context_steps)
+    bank = Bank([d[: _LEXICON_CHARACTERS // 4] for d in known[:60]])
     human_documents = unknown + fresh
-    long = passages(human_documents, 1200, random, (700, 760))
+    long = passages(human_documents, config.num_ranges, random, (700, 760))
     long = [restyle(text, random, bank) if random.random() < 0.5 else text for text in long]
     text, document = text_ranges(long, lexicon)
     reference = QualityReference(lexicon, text, document, None, {}, _origin(config, corpora, held_out))
@@ -112,9 +124,7 @@ def _samples(config: FitConfig, checkpoint: Path, fresh: Sequence[str], random: 
     return found
 
 
-def _deviations(
-    reference: QualityReference, examples: Sequence[Example], with_model: bool
-) -> FloatArray:
+def _deviations(reference: QualityReference, examples: Sequence[Example], with_model: bool) -> FloatArray:
     """(N, 2, F) for the text head, or for the surprise head."""
     rows = []
     for example in examples:
@@ -197,7 +207,7 @@ def _origin(config: FitConfig, corpora: Sequence[Corpus], held_out: Sequence[Cor
     import zlib
 
     return {
-        "checkpoint": None if config.checkpoint is None else checkpoint_identity(config.checkpoint),
+        "checkpoint": None if config.checkpoint is None else {"weights": weights_identity(config.checkpoint)},
         "corpora": [corpus.identity() for corpus in corpora],
         "held_out": [corpus.identity() for corpus in held_out],
         "seed": config.seed,
@@ -209,11 +219,3 @@ def _origin(config: FitConfig, corpora: Sequence[Corpus], held_out: Sequence[Cor
             **{name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
         },
     }
-
-
-def checkpoint_identity(folder: Path) -> dict[str, Any]:
-    """SHA-256 of the weights, by file name: says whether a reference belongs to a checkpoint."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"checkpoint is '{folder}': it holds no .safetensors file")
-    return {"weights": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}}

@@ -82,7 +82,8 @@ def balanced_weights(kinds: Sequence[str]) -> FloatArray:
     spoiled = max(1, len(counts) - 1)
     weight = {kind: 1 / count / (1 if kind == "human" else spoiled) for kind, count in counts.items()}
     weights = np.array([weight[kind] for kind in kinds])
-    return weights / weights.mean()
+    balanced: FloatArray = weights / weights.mean()
+    return balanced
 
 
 def fit_head(

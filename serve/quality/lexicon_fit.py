@@ -19,7 +19,7 @@ _CONTEXTS = 300
 _LETTER_CHARACTERS = 4_000_000
 
 
-def fit_lexicon(texts: Sequence[str], seed: int = 0) -> Lexicon:
+def fit_lexicon(texts: Sequence[str], seed: int = 0, context_steps: int = 700) -> Lexicon:
     """texts: documents or large parts of documents, some 100,000 words at least; deterministic in (texts, seed)."""
     pieces = [piece for text in texts for piece in split_pieces(text)]
     lowered = [piece.lower() for piece in pieces]
@@ -49,7 +49,7 @@ def fit_lexicon(texts: Sequence[str], seed: int = 0) -> Lexicon:
         triple_G_G_G=_triple_table(group[class_ids]),
         letter_L_L_L=_letter_table("\n".join(texts)[:_LETTER_CHARACTERS]),
         log_share_C=np.log((pair_counts.sum(0) + 0.5) / (pair_counts.sum() + 0.5 * num_classes)),
-        context=fit_context_model(class_ids, num_classes, seed),
+        context=fit_context_model(class_ids, num_classes, seed, context_steps),
     )
 
 
@@ -61,7 +61,7 @@ def _count(columns: tuple[NDArray[np.intp], ...], size: int) -> FloatArray:
 
 
 def _word_classes(ids: NDArray[np.intp], num_words: int, seed: int) -> NDArray[np.intp]:
-    """Class of every word and shape. Words beyond the singles are clustered by their neighbours (PPMI, SVD, k-means)."""
+    """Class of every word and shape. Words beyond the singles: by neighbours (PPMI, SVD, k-means)."""
     from sklearn.cluster import KMeans
 
     total = num_words + len(SHAPES)

@@ -130,7 +130,9 @@ class TextScorer:
                 top_BT = logp_BTV.amax(-1).exp()
             for row, i in enumerate(batch):
                 n = len(rows[i])
-                surprise = TokenSurprise(rows[i], chosen_BT[row, :n].double().numpy(), entropy_BT[row, :n].double().numpy())
+                surprise = TokenSurprise(
+                    rows[i], chosen_BT[row, :n].double().numpy(), entropy_BT[row, :n].double().numpy()
+                )
                 ends = [end for _, end in encoded[i].offsets[:n]]
                 out[i] = ScoredText(surprise, top_BT[row, :n].double().numpy(), ends)
         return [out[i] for i in range(len(rows))]

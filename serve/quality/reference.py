@@ -4,6 +4,7 @@ One file belongs to one checkpoint and is published beside it as quality_referen
 runs nothing, and every field is checked with a message that names it.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from serve.quality.surprise import SURPRISE_FEATURES
 
 SCHEMA = 1
 FILE_NAME = "quality_reference.json"
+SHIPPED = Path(__file__).parent / "references"
+"""References of checkpoints that were published without one, found by their weights."""
 KIND = "phiserve quality reference"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 GRADES = ("EXCELLENT", "GOOD", "FAIR")
@@ -43,6 +46,9 @@ class HumanRange:
     lengths: FloatArray
     quantiles_LFQ: FloatArray
     _rows: FloatArray = field(init=False, repr=False)
+    _log_lengths: list[float] = field(init=False, repr=False)
+    _low_F: FloatArray = field(init=False, repr=False)
+    _high_F: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Centre and the spread to either side at each length, from the 1 % tails: wide enough for rare genres."""
@@ -56,7 +62,7 @@ class HumanRange:
         object.__setattr__(self, "_high_F", np.array([f.side != "low" for f in self.features], dtype=np.float64))
 
     def deviations(self, values_F: FloatArray, length: int) -> FloatArray:
-        """(2, F): how far below and how far above human text each value lies, 0 within _TOLERATED spreads of the median.
+        """(2, F): how far below and above human text each value lies, 0 within _TOLERATED spreads of the median.
 
         log(1 + excess in spreads), so that one feature beyond all measure cannot outweigh everything else.
         """
@@ -66,23 +72,25 @@ class HumanRange:
         both[0] = z / -low
         both[1] = z / high
         np.clip(both - _TOLERATED, 0.0, _MAX_DEVIATION, out=both)
-        both[0] *= self._low_F  # type: ignore[attr-defined]
-        both[1] *= self._high_F  # type: ignore[attr-defined]
+        both[0] *= self._low_F
+        both[1] *= self._high_F
         result: FloatArray = np.log1p(both)
         return result
 
     def _at(self, length: int) -> FloatArray:
         """Rows interpolated in the logarithm of the length, constant beyond the ends."""
-        logs: list[float] = self._log_lengths  # type: ignore[attr-defined]
+        logs = self._log_lengths
         at = math.log(max(1, length))
         if at <= logs[0]:
-            return self._rows[0]
+            first: FloatArray = self._rows[0]
+            return first
         for i in range(1, len(logs)):
             if at < logs[i]:
                 share = (at - logs[i - 1]) / (logs[i] - logs[i - 1])
                 rows: FloatArray = self._rows[i - 1] * (1 - share) + self._rows[i] * share
                 return rows
-        return self._rows[-1]
+        last: FloatArray = self._rows[-1]
+        return last
 
     def to_json(self) -> dict[str, Any]:
         """Lengths, and per feature a row of quantiles for each length."""
@@ -229,6 +237,32 @@ class QualityReference:
             heads={name: Head.from_json(f"heads.{name}", heads[name], features) for name, features in of_head.items()},
             origin=_mapping("origin", top.get("origin")),
         )
+
+
+def find_reference(model_dir: Path | str) -> QualityReference:
+    """A model folder's own reference, else the one shipped with this package for exactly these weights.
+
+    ValueError if there is neither; a reference made for other weights is never taken.
+    """
+    model_dir = Path(model_dir)
+    if (model_dir / FILE_NAME).is_file():
+        return load_reference(model_dir)
+    weights = weights_identity(model_dir)
+    for path in sorted(SHIPPED.glob("*.json")):
+        reference = load_reference(path)
+        if (reference.origin.get("checkpoint") or {}).get("weights") == weights:
+            return reference
+    raise ValueError(
+        f"{model_dir} has no {FILE_NAME} and none ships for its weights; make one with `python -m serve.quality fit`"
+    )
+
+
+def weights_identity(folder: Path) -> dict[str, str]:
+    """SHA-256 of the weights by file name: says whether a reference belongs to a checkpoint."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"checkpoint is '{folder}': it holds no .safetensors file")
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def load_reference(path: Path | str) -> QualityReference:

@@ -1,6 +1,6 @@
 """How much a sequence repeats itself, and how varied it is. Pure functions of word sequences and integer arrays; numpy.
 
-All are linear in the sequence (sorting aside). tests/quality holds each against a plain twin written from its definition.
+All are linear in the sequence (sorting aside). tests/quality holds each against a plain twin of its definition.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ def _start(ids: IntArray) -> NDArray[np.uint64]:
 
 
 def longest_repeat(ids: IntArray) -> int:
-    """Length of the longest n-gram that occurs twice (overlaps count). Binary descent over n-grams of doubled lengths."""
+    """Length of the longest n-gram that occurs twice (overlaps count). Binary descent over doubled lengths."""
     levels = [_start(ids)]
     while len(levels[-1]) and _num_distinct(levels[-1]) < len(levels[-1]):
         size = 1 << (len(levels) - 1)

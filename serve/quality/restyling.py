@@ -1,7 +1,7 @@
 """The same human text as another publisher sets it, or as another genre would have it. Offline; plain Python.
 
-A corpus of books knows one way to set quotes, no modern words and few verses. What differs there must not count against a
-text, so a share of the human passages is restyled before anything is fitted on them.
+A corpus of books knows one way to set quotes, no modern words and few verses. What differs there must not count
+against a text, so a share of the human passages is restyled before anything is fitted on them.
 """
 
 import re

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, document_features, text_features
-from serve.quality.reference import GRADES, Head, QualityReference, load_reference
-from serve.quality.surprise import MIN_TOKENS, SURPRISE_FEATURES, TokenSurprise, surprise_features
-from serve.quality.words import estimate_num_tokens, split_pieces, windows
+from serve.quality.reference import GRADES, Head, QualityReference, find_reference, load_reference
+from serve.quality.surprise import MIN_TOKENS, TokenSurprise, surprise_features
+from serve.quality.words import estimate_num_tokens, windows
 
 SHORTEST = 32
 """Tokens. Below this there is no score."""
@@ -100,8 +100,8 @@ class QualityScorer:
 
     @staticmethod
     def load(path: Path | str) -> "QualityScorer":
-        """From quality_reference.json or a model folder that holds one. ValueError if it is missing or broken."""
-        return QualityScorer(load_reference(path))
+        """From a reference's file, or for a model folder (find_reference). ValueError if it is missing or broken."""
+        return QualityScorer(find_reference(path) if Path(path).is_dir() else load_reference(path))
 
     def score(self, text: str, surprise: TokenSurprise | None = None, num_tokens: int | None = None) -> QualityReport:
         """Any string has an answer. num_tokens: the text's tokens, if known; else the surprise's, else estimated.
@@ -173,6 +173,3 @@ def _notes(features: dict[str, float]) -> tuple[str, ...]:
         f"{known:.0%} of the words are in the reference's vocabulary: this is another language, code or noise, "
         "and the score only says how little it reads like the reference's text",
     )
-
-
-__all__ = ["QualityReport", "QualityScorer", "TokenSurprise", "measure_text", "seed_score", "sigmoid", "split_pieces"]

@@ -22,7 +22,7 @@ SURPRISE_FEATURES = (
     Feature("logprob", "both", 0.1, "mean token log-probability"),
     Feature("logprob_spread", "both", 0.1, "standard deviation of the token log-probability"),
     Feature("entropy", "both", 0.1, "mean entropy of the next-token distribution"),
-    Feature("entropy_spread", "both", 0.1, "its standard deviation along the text; flat near ln(vocabulary): untrained"),
+    Feature("entropy_spread", "both", 0.1, "its standard deviation; 0 near ln(vocabulary): untrained"),
     Feature("entropy_gap", "both", 0.05, "mean of surprise minus entropy; 0 for tokens drawn as the model says"),
     Feature("typical_share", "low", 0.03, "tokens with surprise within 1 nat of the entropy (Meister et al. 2022)"),
     Feature("certain_share", "high", 0.03, "tokens with probability above 0.9"),

@@ -202,7 +202,9 @@ class Validation:
                 bad = spoiled(corpus.documents, kinds, each, self.random, bank)
                 found = bootstrap(auc, [real, self._score(bad)], self.rng)
                 row = f"{corpus.name} vs {name} degradations of itself"
-                by_seed = auc(np.array([seed_score(e.text) for e in texts]), np.array([seed_score(e.text) for e in bad]))
+                by_seed = auc(
+                    np.array([seed_score(e.text) for e in texts]), np.array([seed_score(e.text) for e in bad])
+                )
                 self._add(row, "text", found, "AUC >= 0.90", found.value >= 0.90, seed_score=by_seed)
 
     def _order(self, human: Sequence[Example], kinds: Mapping[str, Sequence[Example]]) -> None:
@@ -299,5 +301,7 @@ def _reliability(real: FloatArray, bad: FloatArray, bins: int = 10) -> list[tupl
     for b in range(bins):
         w = weights[which == b]
         if len(w):
-            out.append((float(w @ scores[which == b] / w.sum()), float(w @ human[which == b] / w.sum()), float(w.sum())))
+            out.append(
+                (float(w @ scores[which == b] / w.sum()), float(w @ human[which == b] / w.sum()), float(w.sum()))
+            )
     return out

@@ -37,7 +37,9 @@ def table(validity: Validity) -> str:
         interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
         met = "" if row.met is None else ("yes" if row.met else "**no**")
         seed = "" if row.seed_score is None else f"{row.seed_score:.3f}"
-        lines.append(f"| {row.name} | {row.head} | {row.found.value:.3f} | {interval} | {row.required} | {met} | {seed} |")
+        lines.append(
+            f"| {row.name} | {row.head} | {row.found.value:.3f} | {interval} | {row.required} | {met} | {seed} |"
+        )
     if validity.steps:
         lines += ["", "| training step | mean score | 95 % interval | seed_score |", "|---|---|---|---|"]
         lines += [f"| {s} | {i.value:.3f} | {i.low:.3f} .. {i.high:.3f} | {x:.3f} |" for s, i, x in validity.steps]
@@ -84,7 +86,9 @@ def _plots(validity: Validity, folder: Path) -> list[Path]:
     for axis, source, title in ((axes[0], validity.scores, "score"), (axes[1], validity.seed_scores, "seed_score")):
         shown = [kind for kind in kinds if kind in source]
         positions = [len(kinds) - kinds.index(kind) for kind in shown]
-        axis.boxplot([source[kind] for kind in shown], orientation="horizontal", positions=positions, sym=".", widths=0.6)
+        axis.boxplot(
+            [source[kind] for kind in shown], orientation="horizontal", positions=positions, sym=".", widths=0.6
+        )
         axis.set_yticks(range(len(kinds), 0, -1), kinds, fontsize=7)
         axis.set_xlim(0, 1.02)
         axis.set_title(title)

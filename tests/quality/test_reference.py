@@ -1,0 +1,105 @@
+"""A reference survives being written, and a broken one is refused by name."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.quality.fit import FitConfig, fit
+from serve.quality.reference import (
+    FILE_NAME,
+    SHIPPED,
+    QualityReference,
+    find_reference,
+    load_reference,
+    weights_identity,
+)
+from serve.quality.score import QualityScorer
+from tests.quality.conftest import PROSE
+
+
+def test_a_reference_survives_being_written_and_read(reference: QualityReference, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    reference.save(first)
+    load_reference(first).save(second)
+    load_reference(second).save(third := tmp_path / "c.json")
+    assert second.read_bytes() == third.read_bytes()
+    a, b = QualityScorer(load_reference(second)).score(PROSE), QualityScorer(reference).score(PROSE)
+    assert a.score == pytest.approx(b.score, abs=0.02), "tables are rounded to int8"
+
+
+BREAKS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another file": (lambda d: d.update(kind="x"), "kind is 'x'"),
+    "another schema": (lambda d: d.update(schema=2), "schema is 2"),
+    "no heads": (lambda d: d.update(heads={}), "heads lacks"),
+    "a missing feature": (lambda d: d["text"]["quantiles"].pop("mtld"), "mtld"),
+    "a foreign feature": (lambda d: d["heads"]["text"]["weights"].update(praise={"low": -1}), "praise"),
+    "a weight that rewards": (lambda d: d["heads"]["text"]["weights"].update(mtld={"low": 1.0}), "mtld.low"),
+    "an infinite number": (lambda d: d["heads"]["text"].update(intercept=float("inf")), "intercept"),
+    "falling quantiles": (lambda d: d["text"]["quantiles"]["mtld"][0].reverse(), "mtld does not rise"),
+    "falling lengths": (lambda d: d["text"]["lengths"].reverse(), "lengths"),
+    "scores above 1": (lambda d: d["heads"]["text"]["human_scores"].__setitem__(100, 1.5), "human_scores"),
+    "a cut table": (lambda d: d["lexicon"].update(pair="AAAA"), "lexicon.pair"),
+    "a table of another size": (lambda d: d["lexicon"].update(pair=d["lexicon"]["letter"]), "lexicon.pair"),
+    "no words": (lambda d: d["lexicon"].update(words=None), "lexicon.words"),
+    "a network that does not fit": (lambda d: d["lexicon"]["context"].pop("hidden"), "hidden"),
+    "not an object": (lambda d: d.update(text=[1]), "text"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_reference_is_refused_by_the_name_of_its_field(reference: QualityReference, name: str) -> None:
+    data = copy.deepcopy(json.loads(json.dumps(reference.to_json())))
+    damage, message = BREAKS[name]
+    damage(data)
+    with pytest.raises(ValueError, match=message):
+        QualityReference.from_json(data)
+
+
+def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no quality reference"):
+        load_reference(tmp_path)
+    (tmp_path / FILE_NAME).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not a valid quality reference"):
+        load_reference(tmp_path)
+
+
+def test_a_reference_is_found_for_its_own_weights_only(tmp_path: Path, reference: QualityReference) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="none ships for its weights"):
+        find_reference(tmp_path)
+    reference.save(tmp_path / FILE_NAME)
+    assert find_reference(tmp_path).origin == reference.origin
+
+
+@pytest.mark.slow
+def test_fitting_again_gives_the_same_reference(corpus: Path) -> None:
+    config = FitConfig(corpora=(corpus,), held_out=(), num_passages=120, num_ranges=60, context_steps=3)
+    first, second = fit(config), fit(config)
+    assert json.dumps(first.to_json()) == json.dumps(second.to_json())
+
+
+def test_the_shipped_references_load_and_prefer_prose() -> None:
+    paths = sorted(SHIPPED.glob("*.json"))
+    assert paths
+    for path in paths:
+        scorer = QualityScorer(load_reference(path))
+        words = PROSE.split()
+        shuffled = " ".join(np.random.default_rng(0).permutation(words))
+        prose, salad = scorer.score(PROSE), scorer.score(shuffled)
+        assert prose.score is not None
+        assert salad.score is not None
+        assert prose.score > 0.8
+        assert salad.score < 0.1
+        assert scorer.score("and then the cat sat down " * 30).grade == "POOR"
+
+
+def test_the_shipped_reference_belongs_to_the_shipped_checkpoint() -> None:
+    folder = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
+    found = find_reference(folder)
+    assert found.origin["checkpoint"]["weights"] == weights_identity(folder)
+    assert set(found.heads) == {"text", "surprise"}
