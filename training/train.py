@@ -30,7 +30,7 @@ from training.dropout import add_dropout
 from training.evaluation import Evaluator, HeldOut
 from training.packing import TokenStream, WindowDataset, prepare
 from training.record import plot_curves, read_record
-from training.trainer import PhiTrainer, as_metrics
+from training.trainer import PhiTrainer, as_metrics, is_first_process, num_processes
 
 RUNS = Path("runs")
 
@@ -62,9 +62,10 @@ def train(config: TrainConfig) -> int:
     tokenizer, streams = prepare(corpus, config.tokenizer, config.vocab_size, config.block_size, RUNS / ".tokens")
     model = build_model(config, tokenizer)
     windows = WindowDataset(streams["train"], config.block_size)
-    _announce(config, run_dir, model, streams, windows)
-    _write_json(run_dir / "dataset.json", corpus.fingerprint())
-    (run_dir / "train_config.json").write_text(config.to_json())
+    if is_first_process():
+        _announce(config, run_dir, model, streams, windows)
+        _write_json(run_dir / "dataset.json", corpus.fingerprint())
+        (run_dir / "train_config.json").write_text(config.to_json())
     evaluator = _evaluator(config, tokenizer, streams["valid"], config.eval_tokens)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     with PhiTrainer(model, config, windows, evaluator, run_dir) as trainer, warnings.catch_warnings():
@@ -103,7 +104,7 @@ def _check_names(config: TrainConfig) -> None:
     build_model_config(config.preset, vocab_size=config.vocab_size, max_position_embeddings=config.block_size)
     if config.publish is not None:
         validate_name(config.publish)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and config.output_dir is None:
+    if num_processes() > 1 and config.output_dir is None:
         raise ValueError("output_dir=None: several processes train one run, name its folder with --output-dir DIR")
 
 
@@ -122,7 +123,7 @@ def _run_dir(config: TrainConfig) -> Path:
         if _last_saved(run_dir) is None:
             raise ValueError(f"resume: {run_dir} holds no saved step; start it without --resume")
         check_same_run(config, run_dir / "train_config.json")
-    elif (run_dir / "train_config.json").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+    elif is_first_process() and (run_dir / "train_config.json").exists():
         raise ValueError(f"output_dir={str(run_dir)!r} holds a run already; add --resume, or name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
@@ -146,7 +147,7 @@ def _announce(
     config: TrainConfig, run_dir: Path, model: PreTrainedModel, streams: dict[str, TokenStream], windows: WindowDataset
 ) -> None:
     tokens = ", ".join(f"{split} {len(stream.ids):,}" for split, stream in streams.items())
-    per_step = config.batch_size * config.gradient_accumulation * config.block_size
+    per_step = _tokens_per_step(config)
     passes = config.max_steps * per_step / (len(windows) * config.block_size)
     print(f"{config.preset}: {model.num_parameters():,} parameters; lambda_phi {config.lambda_phi:g}; run in {run_dir}")
     print(f"{config.dataset}: tokens {tokens}; {config.max_steps} steps of {per_step:,} tokens are {passes:.2f} passes")
@@ -203,17 +204,20 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedT
 
 def _publish(config: TrainConfig, checkpoint: Path, corpus: Corpus, metrics: dict[str, Any]) -> str:
     assert config.publish is not None
-    tokens = config.max_steps * config.batch_size * config.gradient_accumulation * config.block_size
     published = ModelStore(default_root()).publish(
         checkpoint,
         config.publish,
         training=json.loads(config.to_json()),
         dataset=corpus.fingerprint(),
-        tokens_seen=tokens,
+        tokens_seen=config.max_steps * _tokens_per_step(config),
         metrics=metrics,
     )
     print(f"Published:  {published.path}")
     return f"{published.name}@{published.version}"
+
+
+def _tokens_per_step(config: TrainConfig) -> int:
+    return num_processes() * config.batch_size * config.gradient_accumulation * config.block_size
 
 
 def _write_json(path: Path, value: Any) -> None:

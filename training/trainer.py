@@ -4,6 +4,7 @@ With lambda_phi = 0 nothing of Phi is computed in a step, and the run is bit for
 """
 
 import dataclasses
+import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -135,6 +136,16 @@ def _cross_entropy(model: nn.Module, ids_BT: Tensor, labels_BT: Tensor, num_item
     return loss
 
 
+def num_processes() -> int:
+    """Processes that train this run together, as torchrun says; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show_progress(trainer: Trainer) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -143,7 +154,10 @@ def _show_progress(trainer: Trainer) -> None:
 
 def _arguments(config: TrainConfig, run_dir: Path) -> TrainingArguments:
     interval = min(config.eval_every, config.max_steps)
+    on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and num_processes() > 1 else None,
         output_dir=str(run_dir / "resume"),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
