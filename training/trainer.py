@@ -157,6 +157,7 @@ def _arguments(config: TrainConfig, run_dir: Path) -> TrainingArguments:
     on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
         use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
         ddp_backend="gloo" if on_cpu and num_processes() > 1 else None,
         output_dir=str(run_dir / "resume"),
         per_device_train_batch_size=config.batch_size,

@@ -66,5 +66,7 @@ def test_two_processes_train_one_run(data: Path, tmp_path: Path) -> None:
     run = _start(flags(data, tmp_path / "run", max_steps=4, eval_every=2), tmp_path, launcher)
     output = run.communicate()[0]
     assert run.returncode == 0, output
+    assert "4 steps of 256 tokens" in output
+    assert output.count("Checkpoint:") == 1
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
     assert [r["step"] for r in figures(tmp_path / "run") if "eval_bits_per_byte" in r] == [0, 2, 4]
