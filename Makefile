@@ -26,16 +26,21 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/serve.stamp $@
 
-serve: $(VENV)/serve.stamp
+# Our own C++ engine, made in seconds where there is a compiler. The server says at start which engine runs and why.
+$(VENV)/native.stamp: $(wildcard serve/engine/native/*.cpp serve/engine/native/*.h serve/engine/native/build.py) | $(BIN)/python
+	@$(BIN)/python -m serve.engine.native.build || echo "The native engine is not built; the torch engine will serve."
+	@touch $@
+
+serve: $(VENV)/serve.stamp $(VENV)/native.stamp
 	$(BIN)/python -m serve --model $(MODEL) --port $(PORT)
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(BIN)/python -m pytest
 
-check: $(VENV)/dev.stamp
+check: $(VENV)/dev.stamp $(VENV)/native.stamp
 	scripts/check
 
-slow: $(VENV)/dev.stamp
+slow: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(BIN)/python -m pytest -m slow
 
 clean:
