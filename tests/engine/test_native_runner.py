@@ -10,12 +10,18 @@ import torch
 from serve.engine.engine import Engine, EngineLimits
 from serve.engine.loader import load_runner
 from serve.engine.reference import generate_naively
-from serve.engine.request import EngineRequest, SamplingParams
+from serve.engine.request import SamplingParams
 from serve.engine.runner import Runner, RunnerOptions
 from serve.engine.slot_sampler import SlotSampler
 from tests.engine.helpers import run_to_end
 from tests.engine.native_models import (
-    CONFIGS, available_kernels, model, native, require_library, save, step,
+    CONFIGS,
+    available_kernels,
+    model,
+    native,
+    require_library,
+    save,
+    step,
 )  # fmt: skip
 from tests.engine.test_torch_runner import prompt, requests_of_all_kinds
 

@@ -72,7 +72,7 @@ void Pool::share(int64_t count, Call call, const void* body) {
     }
     for (int spins = 0; done_.load(std::memory_order_acquire) < now; ++spins) {
       relax();
-      if (spins > 20000) std::this_thread::yield();  // the other thread lost its core: let it have this one
+      if (spins > 2000) std::this_thread::yield();  // the other thread lost its core: let it have this one
     }
   }
 }

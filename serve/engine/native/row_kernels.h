@@ -30,20 +30,23 @@ static RowStats row_stats(const float* z, int64_t count, float* w, double* sums)
   for (int64_t i = 0; i < count; i += VW) best = vmax(best, load_some(z + i, count - i));
   RowStats stats = {max_lanes(best), 0.0, 0.0};
   const vf top = splat(stats.max), least = splat(-1e4f);
+  // A lane adds at most SUM_BLOCK / VW numbers in float32, the rest is float64.
   for (int64_t start = 0; start < count; start += SUM_BLOCK) {
-    vd sum = {}, weighted = {};
+    vf sum[2] = {splat(0.0f), splat(0.0f)}, weighted[2] = {splat(0.0f), splat(0.0f)};
     const int64_t end = start + SUM_BLOCK < count ? start + SUM_BLOCK : count;
     for (int64_t i = start; i < end; i += VW) {
       const vf below = load_some(z + i, end - i) - top;
       const vf e = vexp(below);
       if (end - i >= VW) store(w + i, e);
       else for (int64_t j = i; j < end; ++j) w[j] = e[j - i];
-      sum += __builtin_convertvector(e, vd);
-      weighted += __builtin_convertvector(e * vmax(below, least), vd);
+      const int64_t half = (i - start) / VW % 2;
+      sum[half] = sum[half] + e;
+      weighted[half] = fma(e, vmax(below, least), weighted[half]);
     }
-    sums[start / SUM_BLOCK] = sum_lanes(sum);
-    stats.sum += sums[start / SUM_BLOCK];
-    stats.weighted += sum_lanes(weighted);
+    const double block = sum_lanes(__builtin_convertvector(sum[0], vd) + __builtin_convertvector(sum[1], vd));
+    sums[start / SUM_BLOCK] = block;
+    stats.sum += block;
+    stats.weighted += sum_lanes(__builtin_convertvector(weighted[0], vd) + __builtin_convertvector(weighted[1], vd));
   }
   return stats;
 }

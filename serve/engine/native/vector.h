@@ -10,18 +10,21 @@ typedef __m512 vf;
 static inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf splat(float x) { return _mm512_set1_ps(x); }
 #elif defined(__AVX2__)
 constexpr int VW = 8;
 typedef __m256 vf;
 static inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
 static inline vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf splat(float x) { return _mm256_set1_ps(x); }
 #else
 constexpr int VW = 4;
 typedef float vf __attribute__((vector_size(16)));
 static inline vf fma(vf a, vf b, vf c) { return a * b + c; }
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
+static inline vf splat(float x) { return vf{x, x, x, x}; }
 #endif
 typedef int32_t vi __attribute__((vector_size(VW * 4)));
 typedef double vd __attribute__((vector_size(VW * 8)));
@@ -33,11 +36,6 @@ static inline vf load(const float* p) {
   return v;
 }
 static inline void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
-static inline vf splat(float x) {
-  vf v;
-  for (int i = 0; i < VW; ++i) v[i] = x;
-  return v;
-}
 static inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
 // Lane by lane, always in the same order.
