@@ -31,8 +31,8 @@ def why_native_cannot(model_dir: Path, options: RunnerOptions) -> str | None:
     """Why the native runner cannot serve this folder with these options, or None when it can."""
     if options.device != "cpu":
         return f"device is '{options.device}', the native runner computes on the CPU"
-    if options.dtype == "float64":
-        return "dtype is 'float64', which only the torch runner computes in"
+    if options.dtype in ("float16", "float64"):
+        return f"dtype is '{options.dtype}', which only the torch runner computes in"
     try:
         native = importlib.import_module(_NATIVE)
     except ModuleNotFoundError as error:
