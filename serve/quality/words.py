@@ -5,14 +5,14 @@ linear in the text, and the work on a text of any length is bounded by windows()
 
     A text of at most WINDOW_CHARACTERS * 1.5 characters is one window. A longer one is cut into windows of
     WINDOW_CHARACTERS at evenly spaced starts, first and last included, as many as cover it but at most MAX_WINDOWS.
-    Features are means over the windows, so a text of 1 MB costs what 32,000 characters cost.
+    Features are means over the windows, so a text of 1 MB costs what 16,000 characters cost.
 """
 
 import re
 
 WINDOW_CHARACTERS = 2000
 """About 512 tokens of English."""
-MAX_WINDOWS = 16
+MAX_WINDOWS = 8
 
 PIECE = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]|_")  # noqa: RUF001
 _LONG_PIECE = 40
