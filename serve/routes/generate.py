@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve.completion import Choice, Completion, error_event
@@ -34,6 +34,9 @@ class GenerateRoute:
         except ApiError as error:
             self._service.metrics.outcome(OUTCOMES.get(error.status, "invalid"))
             return error_response(error)
+        except ClientDisconnect:  # before the whole body came: nobody reads the answer
+            self._service.metrics.outcome("cancelled")
+            return Response()
         answer = Answer(self._service, generation, completion)
         if not stream:
             return await answer.whole(request)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from tests.http.server_process import ROOT, ServerProcess
 from tests.train_loop.runs import flags, write_text
 
@@ -48,4 +50,4 @@ def test_a_model_is_trained_published_served_streamed_watched_and_stopped(tmp_pa
         code = server.stop()
     assert code == 0
     assert "Traceback" not in "".join(server.lines)
-    assert not [process for process in family if process.is_running()]
+    assert not psutil.wait_procs(family, timeout=10)[1]

@@ -88,6 +88,14 @@ def test_a_reader_of_json_that_hangs_up_frees_its_place(server: ServerProcess) -
     server.wait_for_metric(0, "phiserve_running_choices")
 
 
+def test_a_client_that_leaves_within_its_body_is_counted_and_no_error(server: ServerProcess) -> None:
+    before = server.metric("phiserve_requests_total", outcome="cancelled")
+    with server.connect() as connection:
+        server.send(connection, "POST", "/generate", b'{"prompt":', Content_Length="1000")
+    server.wait_for_metric(before + 1, "phiserve_requests_total", outcome="cancelled")
+    assert not [line for line in server.lines if "Traceback" in line]
+
+
 def test_a_full_server_answers_429_with_retry_after(server: ServerProcess) -> None:
     with server.streaming(**LONG, n=3), server.streaming(**LONG), server.connect() as waiting:
         server.send(waiting, "POST", "/generate", json.dumps(LONG | {"n": 2}).encode())
