@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, document_features, text_features
 from serve.quality.reference import GRADES, Head, QualityReference, find_reference, load_reference
 from serve.quality.surprise import MIN_TOKENS, TokenSurprise, surprise_features
-from serve.quality.words import estimate_num_tokens, windows
+from serve.quality.words import split_pieces, tokens_of, windows
 
 SHORTEST = 32
 """Tokens. Below this there is no score."""
@@ -57,6 +57,16 @@ def seed_score(text: str) -> float:
     return 0.4 * distinct + 0.3 * min(len(text), 200) / 200 + 0.3
 
 
+Split = tuple[list[str], list[list[str]]]
+"""The windows of a text and the pieces of each."""
+
+
+def split_text(text: str) -> Split:
+    """The windows of a text and the pieces of each: nearly all that is known of its length."""
+    parts = windows(text)
+    return parts, [split_pieces(part) for part in parts]
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Features of a text and their deviations (2, features) from human text, means over its windows."""
@@ -66,15 +76,18 @@ class Measured:
     num_pieces: int
 
 
-def measure_text(reference: QualityReference, text: str) -> Measured:
-    """Text and document features together, in the order of TEXT_FEATURES + DOCUMENT_FEATURES."""
-    parts = windows(text)
+def measure_text(reference: QualityReference, text: str, split: Split | None = None) -> Measured:
+    """Text and document features together, in the order of TEXT_FEATURES + DOCUMENT_FEATURES.
+
+    split: split_text(text), if it is at hand.
+    """
+    parts, pieces = split or split_text(text)
     values = np.zeros(len(TEXT_FEATURES) + len(DOCUMENT_FEATURES))
     deviations = np.zeros((2, len(values)))
     end = len(TEXT_FEATURES)
     total = 0
-    for part in parts:
-        found, num_pieces = text_features(part, reference.lexicon)
+    for part, words in zip(parts, pieces, strict=True):
+        found, num_pieces = text_features(part, reference.lexicon, words)
         values[:end] += found
         deviations[:, :end] += reference.text.deviations(found, num_pieces)
         total += num_pieces
@@ -108,11 +121,15 @@ class QualityScorer:
 
         ValueError only for surprise arrays that are not finite.
         """
-        if num_tokens is None:
-            num_tokens = estimate_num_tokens(text) if surprise is None else len(surprise)
+        split = None
+        if num_tokens is None and surprise is not None:
+            num_tokens = len(surprise)
+        elif num_tokens is None:
+            split = split_text(text)
+            num_tokens = tokens_of(*split, len(text))
         if num_tokens < SHORTEST:
             return _too_short(text, num_tokens)
-        measured = measure_text(self.reference, text)
+        measured = measure_text(self.reference, text, split)
         name, values, deviations = "text", measured.values, measured.deviations_2F
         if surprise is not None and self.reference.surprise is not None and len(surprise) >= MIN_TOKENS:
             name, found = "surprise", surprise_features(surprise)

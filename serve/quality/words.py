@@ -18,7 +18,7 @@ PIECE = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]|_")  # noqa: RUF0
 _LONG_PIECE = 40
 
 
-_CLITIC = re.compile(r"(?<=\w) (?='(?:s|t|re|ve|ll|d|m)\b)|(?<=\w) (?=n't\b)")
+_CLITIC = re.compile(r" '(s|t|re|ve|ll|d|m)\b")
 
 
 def untokenised(text: str) -> str:
@@ -27,7 +27,7 @@ def untokenised(text: str) -> str:
     Those marks are the corpus maker's. Left in, they would count against human text.
     """
     if " '" in text or " n't" in text:
-        text = _CLITIC.sub("", text)
+        text = _CLITIC.sub(r"'\1", text).replace(" n't", "n't")
     if " @" in text:
         text = text.replace(" @-@ ", "-").replace(" @,@ ", ",").replace(" @.@ ", ".")
     return text.replace("<unk>", "Unk")
@@ -69,13 +69,17 @@ def estimate_num_tokens(text: str) -> int:
     ids this is within 7 % on average. Texts longer than the windows are extrapolated from their share of characters.
     """
     parts = windows(text)
-    counted = sum(map(_count_tokens, parts))
+    return tokens_of(parts, [split_pieces(part) for part in parts], len(text))
+
+
+def tokens_of(parts: list[str], pieces: list[list[str]], length: int) -> int:
+    """estimate_num_tokens() of a text of `length` characters whose windows and their pieces are at hand."""
+    counted = sum(map(_count_tokens, parts, pieces))
     looked_at = WINDOW_CHARACTERS * len(parts)
-    return counted if len(parts) == 1 else round(counted * len(text) / max(1, looked_at))
+    return counted if len(parts) == 1 else round(counted * length / max(1, looked_at))
 
 
-def _count_tokens(text: str) -> int:
-    pieces = split_pieces(text)
-    extra = sum((len(piece) - 1) // 6 for piece in pieces if len(piece) > 6)
+def _count_tokens(text: str, pieces: list[str]) -> int:
+    extra = sum([(len(piece) - 1) // 6 for piece in pieces if len(piece) > 6])
     foreign = 0 if text.isascii() else len(text.encode("utf-8", "replace")) - len(text)
     return len(pieces) + extra + foreign // 2

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.quality.features import Feature
 from serve.quality.fit import FitConfig, fit
 from serve.quality.reference import (
     FILE_NAME,
     SHIPPED,
+    HumanRange,
     QualityReference,
     find_reference,
     load_reference,
@@ -30,6 +33,20 @@ def test_a_reference_survives_being_written_and_read(reference: QualityReference
     assert second.read_bytes() == third.read_bytes()
     a, b = QualityScorer(load_reference(second)).score(PROSE), QualityScorer(reference).score(PROSE)
     assert a.score == pytest.approx(b.score, abs=0.02), "tables are rounded to int8"
+
+
+def test_deviations_by_hand() -> None:
+    feature = Feature("x", "both", 0.5, "")
+    rows = np.array([[[0.0, 0, 0, 2.326, 0, 0, 2.326 * 3]], [[5.0, 5, 5, 5, 5, 5, 5]]])
+    human = HumanRange((feature,), np.array([10.0, 1000.0]), np.maximum.accumulate(rows, axis=2))
+    # At length 10: median 2.326, spread 1 below and 2 above; 0.6 spreads are free.
+    assert human.deviations(np.array([2.326]), 10) == pytest.approx(np.zeros((2, 1)))
+    assert human.deviations(np.array([0.0]), 1)[:, 0] == pytest.approx([math.log(1 + 2.326 - 0.6), 0])
+    assert human.deviations(np.array([2.326 + 6.0]), 5)[:, 0] == pytest.approx([0, math.log(1 + 3 - 0.6)])
+    # At length 100, halfway in the logarithm: median 3.663, spreads (1 + 0.5) / 2 and (2 + 0.5) / 2.
+    assert human.deviations(np.array([3.663 + 2.5]), 100)[:, 0] == pytest.approx([0, math.log(1 + 2 - 0.6)])
+    # At length 1000 human text does not spread at all: the resolution, 0.5, stands in.
+    assert human.deviations(np.array([4.0]), 5000)[:, 0] == pytest.approx([math.log(1 + 2 - 0.6), 0])
 
 
 BREAKS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
