@@ -226,7 +226,7 @@ class Validation:
             pairs = [[self.scorer.score(shorten(t, n)).score or 0.0 for n in (64, 512)] for t in long]
             difference = np.array([b - a for a, b in pairs])
             found = bootstrap(mean, [difference], self.rng)
-            self._add("512 minus 64 tokens of the same text", head, found, "|mean| < 0.05", abs(found.value) < 0.05)
+            self._add("512 minus 64 tokens of the same text", head, found, "within 0.05", abs(found.value) < 0.05)
 
     def _calibration(self, human: Sequence[Example], kinds: Mapping[str, Sequence[Example]]) -> None:
         for head in self.scorer.reference.heads:

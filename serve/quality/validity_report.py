@@ -43,7 +43,15 @@ def table(validity: Validity) -> str:
     if validity.steps:
         lines += ["", "| training step | mean score | 95 % interval | seed_score |", "|---|---|---|---|"]
         lines += [f"| {s} | {i.value:.3f} | {i.low:.3f} .. {i.high:.3f} | {x:.3f} |" for s, i, x in validity.steps]
-    lines += ["", "Setting: " + json.dumps(validity.setting)]
+    s = validity.setting
+    genres = ", ".join(g["name"] for g in s["genres"]) or "none"
+    lines += [
+        "",
+        f"Human text: {s['corpus']['name']} (SHA-256 {s['corpus']['sha256'][:12]}); genres: {genres}. {s['num_passages']} "
+        f"human passages, {s['num_spoiled']} of each kind, {s['num_samples']} generations of each model, seed {s['seed']}; "
+        "intervals: 1,000 bootstrap resamples of passages. seed_score: the same statistic of the old formula. "
+        "validity.json holds everything, the reference's origin included.",
+    ]
     return "\n".join(lines)
 
 
