@@ -150,7 +150,8 @@ def test_killing_the_main_process_leaves_no_process_and_no_folder(tiny_model: Pa
 def test_a_deadline_ends_answers_and_a_drain_that_is_too_long_ends_streams_with_an_error(
     tiny_model: Path,
 ) -> None:
-    server = ServerProcess(tiny_model, ("--drain-seconds", "0.5", "--request-deadline-seconds", "3")).start()
+    flags = ("--runner", "torch", "--drain-seconds", "0.5", "--request-deadline-seconds", "3")
+    server = ServerProcess(tiny_model, flags).start()
     family = server.family()
     late = server.generate(prompt="abc", max_new_tokens=4000, n=8, ignore_eos=True)
     assert {choice["finish_reason"] for choice in late.json()["choices"]} == {"deadline"}

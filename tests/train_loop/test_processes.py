@@ -1,6 +1,7 @@
 """Real processes: a run killed with SIGKILL, one interrupted with Ctrl-C, and one on two processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,10 +25,10 @@ def _start(arguments: list[str], folder: Path, launcher: tuple[str, ...] = ("-m"
 
 
 def _wait_for_step(process: subprocess.Popen[str], step: int) -> None:
-    """Read the process's output until the bar has passed a step."""
+    """Read the process's output until the bar shows this step or a later one (it is not drawn at each)."""
     assert process.stdout is not None
     text = ""
-    while f" {step}/" not in text:
+    while not any(int(shown) >= step for shown in re.findall(r"train:.*? (\d+)/\d+ \[", text)):
         piece = process.stdout.read(64)
         assert piece, text
         text += piece
