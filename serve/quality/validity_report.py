@@ -47,8 +47,9 @@ def table(validity: Validity) -> str:
     genres = ", ".join(g["name"] for g in s["genres"]) or "none"
     lines += [
         "",
-        f"Human text: {s['corpus']['name']} (SHA-256 {s['corpus']['sha256'][:12]}); genres: {genres}. {s['num_passages']} "
-        f"human passages, {s['num_spoiled']} of each kind, {s['num_samples']} generations of each model, seed {s['seed']}; "
+        f"Human text: {s['corpus']['name']} (SHA-256 {s['corpus']['sha256'][:12]}); genres: {genres}. "
+        f"{s['num_passages']} human passages, {s['num_spoiled']} of each kind, {s['num_samples']} generations of each "
+        f"model, seed {s['seed']}; "
         "intervals: 1,000 bootstrap resamples of passages. seed_score: the same statistic of the old formula. "
         "validity.json holds everything, the reference's origin included.",
     ]
