@@ -16,7 +16,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_model: Path) -> Iterator[ServerProcess]:
-    """A server with few places, so that it is soon full: 4 run, 2 wait. The slower runner, so that long answers are long."""
+    """Few places, so that it is soon full: 4 run, 2 wait. The slower runner, so that long answers last."""
     flags = ("--runner", "torch", "--max-batch-size", "4", "--max-queue", "2", "--drain-seconds", "20", "--step-timing")
     process = ServerProcess(tiny_model, flags).start()
     yield process

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wide(tiny_model: Path) -> Iterator[ServerProcess]:
-    flags = ("--workers", "2", "--api-servers", "2", "--stream-window", "64", "--metrics-need-key")
+    flags = ("--runner", "torch", "--workers", "2", "--api-servers", "2", "--stream-window", "64", "--metrics-need-key")
     server = ServerProcess(tiny_model, flags, {"PHISERVE_API_KEYS": "sesame"}).start()
     try:
         wait_until(lambda: metric(server, "phiserve_workers_ready") == 2, "both workers", 90)
