@@ -34,7 +34,7 @@ class ContextModel:
         chosen = logits[np.arange(len(at)), classes[at]]
         # Weights are bounded, so these logits are far below float32's 88.
         np.exp(logits, out=logits)
-        result: FloatArray = chosen - np.log(logits.sum(axis=1))
+        result: FloatArray = chosen - np.log(logits @ np.ones(logits.shape[1], dtype=np.float32))
         return result
 
     def arrays(self) -> dict[str, FloatArray]:

@@ -88,10 +88,17 @@ _NUM_COMMON = 100
 FloatArray = NDArray[np.float64]
 
 
-def text_features(text: str, lexicon: Lexicon, pieces: list[str] | None = None) -> tuple[FloatArray, int]:
+def split_sentences(text: str) -> list[str]:
+    """At white space behind . ! ? (and closing quotes or brackets) and at blank lines; at most _MAX_SENTENCES."""
+    return _SENTENCE.split(text, maxsplit=_MAX_SENTENCES)[:_MAX_SENTENCES]
+
+
+def text_features(
+    text: str, lexicon: Lexicon, pieces: list[str] | None = None, sentences: list[str] | None = None
+) -> tuple[FloatArray, int]:
     """Features of one window, in the order of TEXT_FEATURES, and its number of pieces. Without a piece: all zero.
 
-    pieces: split_pieces(text), if it is at hand.
+    pieces, sentences: split_pieces(text) and split_sentences(text), if they are at hand.
     """
     pieces = split_pieces(text) if pieces is None else pieces
     if not pieces:
@@ -99,16 +106,19 @@ def text_features(text: str, lexicon: Lexicon, pieces: list[str] | None = None) 
     lowered = [piece.lower() for piece in pieces]
     words = [piece for piece in lowered if piece[0].isalpha()]
     values = _repetition(text, lowered, words) + _language(text, pieces, lowered, words, lexicon)
-    values += _form(text, pieces, words)
+    values += _form(text, pieces, words, split_sentences(text) if sentences is None else sentences)
     return np.array(values), len(pieces)
 
 
 def _repetition(text: str, lowered: list[str], words: list[str]) -> list[float]:
     ids = number(lowered)
     raw = text.encode("utf-8", "replace")
+    shares = seq_rep(ids)
+    # Without a repeated 4-gram, which is the rule, the longest repeat is the last n that repeats.
+    longest = longest_repeat(ids) if shares[3] else sum(1 for share in shares if share)
     return [
-        *seq_rep(ids),
-        math.log2(1 + longest_repeat(ids)),
+        *shares,
+        math.log2(1 + longest),
         math.log2(longest_run(ids)),
         len(zlib.compress(raw, 9)) / len(raw),
         math.log(1 + mtld(words)),
@@ -164,10 +174,10 @@ def _mean(values: NDArray[np.float64] | NDArray[np.bool_], empty: float) -> floa
     return float(np.add.reduce(values)) / len(values) if len(values) else empty
 
 
-def _form(text: str, pieces: list[str], words: list[str]) -> list[float]:
+def _form(text: str, pieces: list[str], words: list[str], sentences: list[str]) -> list[float]:
     count, num_words = len(pieces), max(1, len(words))
     lengths = [len(word) for word in words]
-    log_sentences = [math.log(n) for n in map(len, map(str.split, _SENTENCE.split(text))) if n] or [0.0]
+    log_sentences = [math.log(n) for n in map(len, map(str.split, sentences)) if n] or [0.0]
     marks = [piece for piece in pieces if not piece[0].isalnum()]
     ends = _AFTER_END.findall(text)
     return [
@@ -214,9 +224,8 @@ def _num_unbalanced(marks: list[str]) -> int:
     return max(0, loose - 1) + max(0, depth.total() - 1)
 
 
-def document_features(text: str) -> FloatArray:
-    """Features of a whole text in the order of DOCUMENT_FEATURES; at most _MAX_SENTENCES sentences are read."""
-    sentences = _SENTENCE.split(text, maxsplit=_MAX_SENTENCES)[:_MAX_SENTENCES]
+def document_features(sentences: list[str]) -> FloatArray:
+    """Features of a whole text, from its split_sentences(), in the order of DOCUMENT_FEATURES."""
     seen: set[str] = set()
     total = repeated = 0
     for sentence in sentences:

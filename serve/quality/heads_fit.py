@@ -8,7 +8,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, Feature, document_features, text_features
+from serve.quality.features import (
+    DOCUMENT_FEATURES,
+    TEXT_FEATURES,
+    Feature,
+    document_features,
+    split_sentences,
+    text_features,
+)
 from serve.quality.lexicon import Lexicon
 from serve.quality.reference import QUANTILES, HumanRange
 from serve.quality.surprise import SURPRISE_FEATURES, TokenSurprise, surprise_features
@@ -34,7 +41,7 @@ def text_ranges(texts: Sequence[str], lexicon: Lexicon) -> tuple[HumanRange, Hum
             continue
         lengths.append(count)
         rows.append(_quantiles([text_features(part, lexicon)[0] for part in parts]))
-        document_rows.append(_quantiles([document_features(part) for part in parts]))
+        document_rows.append(_quantiles([document_features(split_sentences(part)) for part in parts]))
     if not lengths:
         raise ValueError("the corpus gives fewer than 50 passages of 24 words: give more text")
     at = np.array(lengths, dtype=np.float64)

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, document_features, text_features
+from serve.quality.features import (
+    DOCUMENT_FEATURES,
+    TEXT_FEATURES,
+    document_features,
+    split_sentences,
+    text_features,
+)
 from serve.quality.reference import GRADES, Head, QualityReference, find_reference, load_reference
 from serve.quality.surprise import MIN_TOKENS, TokenSurprise, surprise_features
 from serve.quality.words import split_pieces, tokens_of, windows
@@ -86,16 +92,19 @@ def measure_text(reference: QualityReference, text: str, split: Split | None = N
     deviations = np.zeros((2, len(values)))
     end = len(TEXT_FEATURES)
     total = 0
+    sentences = split_sentences(parts[0] if len(parts) == 1 else text)
     for part, words in zip(parts, pieces, strict=True):
-        found, num_pieces = text_features(part, reference.lexicon, words)
+        shared = sentences if len(parts) == 1 else None
+        found, num_pieces = text_features(part, reference.lexicon, words, shared)
         values[:end] += found
         deviations[:, :end] += reference.text.deviations(found, num_pieces)
         total += num_pieces
     if len(parts) > 1:
         values /= len(parts)
         deviations /= len(parts)
-    values[end:] = document_features(text)
-    deviations[:, end:] = reference.document.deviations(values[end:], total)
+    values[end:] = document_features(sentences)
+    if values[end:].any():  # none of them can be too low
+        deviations[:, end:] = reference.document.deviations(values[end:], total)
     return Measured(values, deviations, total)
 
 

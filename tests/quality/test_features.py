@@ -1,13 +1,22 @@
 """Features of small texts by hand, the windows, and the model's own numbers."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES, document_features, text_features
+from serve.quality.features import (
+    DOCUMENT_FEATURES,
+    TEXT_FEATURES,
+    document_features,
+    split_sentences,
+    text_features,
+)
 from serve.quality.lexicon import LETTERS, letter_codes
 from serve.quality.reference import QualityReference
+from serve.quality.repetition import longest_repeat, number
 from serve.quality.surprise import SURPRISE_FEATURES, TokenSurprise, surprise_features
 from serve.quality.words import (
     MAX_WINDOWS,
@@ -47,6 +56,14 @@ def test_brackets_without_partner_are_counted(reference: QualityReference) -> No
     assert features("(a) [b] {c}", reference)["unbalanced"] == 0.0
 
 
+@given(st.lists(st.sampled_from(["the", "old", "man", "river", "."]), min_size=1, max_size=40))
+def test_the_longest_repeat_is_right_with_and_without_repeated_4_grams(
+    reference: QualityReference, pieces: list[str]
+) -> None:
+    found = features(" ".join(pieces), reference)["longest_repeat"]
+    assert found == pytest.approx(math.log2(1 + longest_repeat(number(pieces))))
+
+
 def test_order_features_fall_when_words_are_shuffled(reference: QualityReference) -> None:
     prose = features(PROSE, reference)
     words = PROSE.split()
@@ -72,8 +89,8 @@ def test_context_model_gives_normalised_probabilities(reference: QualityReferenc
 
 def test_duplicate_sentences_are_measured_in_characters() -> None:
     once = "This sentence is thirty long.. "
-    assert document_features(once * 4)[0] == pytest.approx(3 / 4, abs=0.02)
-    assert document_features("Yes. " * 50)[0] == 0.0, "short sentences recur in any dialogue"
+    assert document_features(split_sentences(once * 4))[0] == pytest.approx(3 / 4, abs=0.02)
+    assert document_features(split_sentences("Yes. " * 50))[0] == 0.0, "short sentences recur in any dialogue"
 
 
 def test_letter_codes() -> None:
