@@ -74,11 +74,24 @@ def tensors(kind: str) -> dict[str, StoredTensor]:
     }
 
 
-def native(kind: str, kernels: str | None = None, dtype: str = "float32", threads: int = 1, **options) -> NativeRunner:
-    """A native runner of it."""
+def native(
+    kind: str,
+    kernels: str | None = None,
+    dtype: str = "float32",
+    threads: int = 1,
+    broken_id: int | None = None,
+    **options,
+) -> NativeRunner:
+    """A native runner of it. broken_id: an id whose row of the head is not a number."""
     options = RunnerOptions(**{"max_slots": 5, "num_blocks": 60, **options}, dtype=dtype, num_threads=threads)
     config = model(kind, torch.float32).config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
-    return NativeRunner(config, tensors(kind), options, eos_token_ids=(2,), kernels=kernels)
+    weights = tensors(kind)
+    if broken_id is not None:
+        head = weights["lm_head.weight"]
+        data = head.data.copy()
+        data.view(np.float32).reshape(head.shape)[broken_id] = np.nan
+        weights["lm_head.weight"] = StoredTensor(head.dtype, head.shape, data)
+    return NativeRunner(config, weights, options, eos_token_ids=(2,), kernels=kernels)
 
 
 def save(kind: str, folder: Path) -> Path:

@@ -166,6 +166,19 @@ def test_a_bad_batch_is_refused_with_a_sentence_and_the_runner_goes_on() -> None
     assert len(runner.execute(step(runner, [(0, 0, [5])])).token_ids) == 1
 
 
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("broken_id", [0, 37, 99])
+def test_one_logit_that_is_not_a_number_is_an_error_on_every_instruction_set(kernels: str, broken_id: int) -> None:
+    if kernels not in available_kernels():
+        pytest.skip(f"this processor has no {kernels}")
+    runner = native("grouped", kernels, broken_id=broken_id)
+    for params in (GREEDY, SamplingParams(top_p=0.9)):
+        runner.add_request(0, [5], params, 1)
+        with pytest.raises(RuntimeError, match="logits are not all numbers"):
+            runner.execute(step(runner, [(0, 0, [5])]))
+        runner.remove_request(0)
+
+
 def test_the_loader_takes_it_for_a_saved_llama_and_says_why_not_for_others(tmp_path: Path) -> None:
     folder = save("grouped", tmp_path / "m")
     loaded = load_runner(folder, options=RunnerOptions(max_slots=2, num_threads=1))

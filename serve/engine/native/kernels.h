@@ -39,7 +39,7 @@ struct Attention {
 
 struct RowStats {
   float max;
-  double sum;       // of exp(z - max)
+  double sum;       // of exp(z - max); not a number when a z is not
   double weighted;  // of exp(z - max) * (z - max)
 };
 

@@ -26,9 +26,17 @@ static inline vf load_some(const float* p, int64_t count) {
 }
 
 static RowStats row_stats(const float* z, int64_t count, float* w, double* sums) {
+  // vmax and vexp both lose a not-a-number, so it is looked for here; the sum then tells of it.
   vf best = splat(-__builtin_inff());
-  for (int64_t i = 0; i < count; i += VW) best = vmax(best, load_some(z + i, count - i));
+  vi unordered = {};
+  for (int64_t i = 0; i < count; i += VW) {
+    const vf x = load_some(z + i, count - i);
+    unordered |= (vi)(x != x);
+    best = vmax(best, x);
+  }
   RowStats stats = {max_lanes(best), 0.0, 0.0};
+  for (int i = 0; i < VW; ++i)
+    if (unordered[i] != 0) stats.sum = __builtin_nan("");
   const vf top = splat(stats.max), least = splat(-1e4f);
   // A lane adds at most SUM_BLOCK / VW numbers in float32, the rest is float64.
   for (int64_t start = 0; start < count; start += SUM_BLOCK) {
