@@ -1,7 +1,7 @@
-"""The native runner against the torch runner: same weights, prompts, threads and dtype, in turn within each round. No HTTP.
+"""The native runner against the torch runner: same weights, prompts, threads and dtype, in turn in each round. No HTTP.
 
-Run: python scripts/benchmark_runners.py MODEL_DIR [--threads 2] [--rounds 5]. Prints the load before it starts, then for
-each work the median output tokens per second of both (prompts included), the median of the rounds' ratios with their
+Run: python scripts/benchmark_runners.py MODEL_DIR [--threads 2] [--rounds 5]. Prints the load before it starts, then
+for each work the median output tokens per second of both (prompts included), the median of the rounds' ratios with their
 range, and how many texts were equal. Both compute in float32.
 """
 
@@ -61,7 +61,7 @@ def main() -> None:
         native, torch = (statistics.median(speeds[runner]) for runner in RUNNERS)
         print(
             f"{name:9} {at_once:3} at once: native {native:7.0f}  torch {torch:7.0f}  ratio "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})  texts equal {equal} of {at_once}"
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})  equal {equal} of {at_once}"
         )
 
 
