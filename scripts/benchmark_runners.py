@@ -1,8 +1,8 @@
 """The native runner against the torch runner: same weights, prompts, threads and dtype, in turn in each round. No HTTP.
 
 Run: python scripts/benchmark_runners.py MODEL_DIR [--threads 2] [--rounds 5]. Prints the load before it starts, then
-for each work the median output tokens per second of both (prompts included), the median of the rounds' ratios with their
-range, and how many texts were equal. Both compute in float32.
+for each work the median output tokens per second of both (prompts included), the median of the rounds' ratios with
+their range, and how many texts were equal. Both compute in float32.
 """
 
 import argparse
