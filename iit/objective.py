@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iit.gaussian import joint_covariance, project, random_projections, state_pairs
-from iit.measures import QUICK, minimum_cut
+from iit.gaussian import effective_rank, project, random_projections, shrink, standardised_covariance, state_pairs
+from iit.measures import QUICK, minimum_cut, phi_r
 from iit.nulls import chi_square_p_value, null_mean
 from iit.partitions import Cut
 
 
 @dataclass(frozen=True)
 class PhiTerm:
-    """Phi of one batch. phi in nats and phi01 in [0, 1) are 0-dim, differentiable; the rest are plain numbers."""
+    """Phi of one batch. phi in nats and phi01 in [0, 1) are 0-dim, differentiable; the rest are plain numbers.
+
+    covariance_MM: standardised covariance of the pairs that phi was taken of, not shrunk, detached, on the CPU.
+    """
 
     phi: Tensor
     phi01: Tensor
@@ -25,6 +28,18 @@ class PhiTerm:
     p_value: float
     num_pairs: int
     cut: Cut
+    covariance_MM: Tensor
+
+    def phi_r(self) -> float:
+        """Phi^R of the same pairs across the same cut, nats."""
+        rank = self.covariance_MM.shape[0] // 2 // (len(self.cut[0]) + len(self.cut[1]))
+        channels = [[unit * rank + r for unit in part for r in range(rank)] for part in self.cut]
+        return phi_r(shrink(self.covariance_MM, self.num_pairs), channels)
+
+    def effective_rank(self) -> float:
+        """Dimensions that the states x of these pairs really use, from 1 to their number of channels."""
+        num_channels = self.covariance_MM.shape[0] // 2
+        return effective_rank(self.covariance_MM[:num_channels, :num_channels])
 
 
 class PhiObjective:
@@ -62,9 +77,10 @@ class PhiObjective:
                 y_BTn = _turned_in_time(y_BTn, generator)
             x_Nn, y_Nn = x_BTn.flatten(0, 1), y_BTn.flatten(0, 1)
             # The matrices are tiny: on an accelerator, launches would cost more than the trip to the CPU.
-            found = minimum_cut(joint_covariance(x_Nn, y_Nn).cpu(), num_units, QUICK)
+            covariance_MM = standardised_covariance(x_Nn, y_Nn).cpu()
+            num_pairs = x_Nn.shape[0]
+            found = minimum_cut(shrink(covariance_MM, num_pairs), num_units, QUICK)
         channels = (len(found.cut[0]) * self.rank, len(found.cut[1]) * self.rank)
-        num_pairs = x_Nn.shape[0]
         return PhiTerm(
             phi=found.phi.to(heads_BTKD.device),
             phi01=-torch.expm1(-found.phi / channels[0]).to(heads_BTKD.device),
@@ -72,6 +88,7 @@ class PhiObjective:
             p_value=chi_square_p_value(float(found.phi.detach()), channels, num_pairs),
             num_pairs=num_pairs,
             cut=found.cut,
+            covariance_MM=covariance_MM.detach(),
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+LAMBDA_SCHEDULES = ("constant", "linear", "cosine", "closed_loop")
 SAVE_DTYPES = ("float32", "bfloat16")
 
 
@@ -36,7 +37,21 @@ class TrainConfig:
     block_size: int = _option(256, "tokens per training window; also the longest context of the model")
 
     lambda_phi: float = _option(0.01, "weight of the Phi objective: loss = cross-entropy - lambda * phi01; 0 for none")
+    lambda_schedule: str = _option(
+        "constant", "lambda over the run; closed_loop holds its share of the gradient", LAMBDA_SCHEDULES
+    )
+    lambda_final: float = _option(0.0, "lambda at the last step, with the linear and cosine schedules")
+    lambda_warmup_steps: int = _option(0, "steps over which lambda first rises from 0")
+    lambda_target_share: float = _option(
+        0.05, "closed_loop: the objective's gradient at the heads over cross-entropy's; lambda_phi is where it starts"
+    )
     phi_rank: int = _option(4, "channels each head is projected to before Phi is taken")
+    phi_lag: int = _option(1, "positions between the two states whose integration is taken")
+    phi_target: float | None = _option(None, "hinge: phi01 beyond this, in (0, 1], is not rewarded")
+    phi_max_share: float | None = _option(
+        None, "clip the objective's gradient at the heads to this share of cross-entropy's (0.1 is a safe one)"
+    )
+    phi_sham: bool = _option(False, "turn the later states in time: same cost and gradient path, no integration")
 
     dropout: float = _option(0.25, "embedding and residual dropout, in training only")
     optimizer: str = _option("adamw", "muon: torch's Muon for hidden matrices, AdamW for the rest", OPTIMIZERS)
@@ -67,11 +82,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = (
             "vocab_size block_size phi_rank learning_rate max_steps batch_size gradient_accumulation eval_every "
-            "eval_tokens log_every max_grad_norm"
+            "eval_tokens log_every max_grad_norm phi_lag lambda_target_share"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
-        for name in ("lambda_phi", "warmup_steps", "weight_decay", "seed"):
+        for name in ["lambda_phi", "lambda_final", "lambda_warmup_steps", "warmup_steps", "weight_decay", "seed"]:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or a positive number")
         for name in ("dropout", "adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number from 0 to below 1")
@@ -84,7 +99,20 @@ class TrainConfig:
                 _require(value in choices, spec.name, value, f"choose from {', '.join(choices)}")
         _require(self.block_size >= 16, "block_size", self.block_size, "give at least 16 tokens")
         _require(self.vocab_size >= 512, "vocab_size", self.vocab_size, "give at least 512 (256 of them are the bytes)")
+        self._check_objective()
         _require(not self.resume or self.output_dir is not None, "resume", True, "name the run with --output-dir DIR")
+
+    def _check_objective(self) -> None:
+        for name in ("phi_target", "phi_max_share"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value <= 1, name, value, "give a number above 0, at most 1, or leave it out")
+        warmup, share = self.lambda_warmup_steps, self.lambda_target_share
+        _require(warmup <= self.max_steps, "lambda_warmup_steps", warmup, f"give at most max_steps={self.max_steps}")
+        _require(self.phi_lag + 10 <= self.block_size, "phi_lag", self.phi_lag, "give at most block_size - 10")
+        if self.lambda_schedule == "closed_loop":
+            _require(self.lambda_phi <= 1, "lambda_phi", self.lambda_phi, "a closed loop starts at 1 or below")
+            most = 1.0 if self.phi_max_share is None else self.phi_max_share
+            _require(share <= most, "lambda_target_share", share, f"give at most {most:g}, where it would be clipped")
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

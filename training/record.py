@@ -29,7 +29,7 @@ class RecordCallback(TrainerCallback):
 
 
 class ProgressLines(TrainerCallback):
-    """A tqdm bar over steps with the running loss, and one printed line per evaluation."""
+    """A tqdm bar over steps with the running loss, and one printed line per evaluation and per warning."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -54,6 +54,8 @@ class ProgressLines(TrainerCallback):
                 f"step {state.global_step:>6}  held-out bits per byte {logs['eval_bits_per_byte']:.4f}  perplexity "
                 f"{logs['eval_perplexity']:.2f}  phi {logs['eval_phi']:.4f} (null {logs['eval_phi_null_mean']:.4f})"
             )
+        elif "warning" in logs:
+            tqdm.write(f"step {state.global_step:>6}  WARNING {logs['warning']}: {logs['message']}")
         elif "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 

@@ -4,6 +4,7 @@ With lambda_phi = 0 nothing of Phi is computed in a step, and the run is bit for
 """
 
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from iit import HeadProbe, PhiObjective
 from training.config import TrainConfig
 from training.evaluation import Evaluator, HeldOut
+from training.objective import StepObjective, new_warnings
 from training.optimizers import build_optimizer
 from training.record import ProgressLines, RecordCallback
 
 
+class Diverged(ValueError):
+    """The run has left the finite numbers: no further step can bring it back."""
+
+
 class PhiTrainer(Trainer):
-    """Trains `model` as configured. A context manager, since it holds a probe on the last layer's heads."""
+    """Trains `model` as configured. A context manager, since it holds hooks on the last layer's heads."""
 
     def __init__(
         self, model: nn.Module, config: TrainConfig, train_windows: Any, evaluator: Evaluator, run_dir: Path
@@ -43,16 +48,14 @@ class PhiTrainer(Trainer):
         )
         _show_progress(self)
         self._resources = ExitStack()
-        self._probe: HeadProbe | None = None
-        self._objective = PhiObjective(rank=config.phi_rank)
-        self._phi_sums: dict[str, float] = {}
-        self._phi_calls = 0
+        self._objective: StepObjective | None = None
         self._forward: Callable[..., Tensor] = _cross_entropy
 
     def __enter__(self) -> "PhiTrainer":
         if self.config.lambda_phi > 0:
-            self._probe = self._resources.enter_context(HeadProbe(self.model))
-        if self.config.compile:  # after the probe: hooks that come later are not traced
+            self._objective = self._resources.enter_context(StepObjective(self.model, self.config))
+            self.add_callback(self._objective)
+        if self.config.compile:  # after the objective: hooks that come later are not traced
             self._forward = torch.compile(_cross_entropy)
         return self
 
@@ -67,35 +70,45 @@ class PhiTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy less the weighted objective, of one forward pass."""
+        """Cross-entropy less the weighted objective, of one forward pass. Raises Diverged where it is not finite.
+
+        The objective enters the value only: its gradient joins the backward pass at the heads.
+        """
         assert not return_outputs
+        if self._objective is not None:
+            self._objective.prepare(inputs["input_ids"])
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             loss = self._forward(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
-        if self._probe is None:
+        if not math.isfinite(float(loss.detach())):
+            raise Diverged(_divergence(self.state.global_step, f"cross-entropy is {float(loss.detach())}"))
+        if self._objective is None:
             return loss
-        term = self._objective(self._probe.read(), self._generator())
-        self._phi_calls += 1
-        for name in ("phi", "phi01"):
-            self._phi_sums[name] = self._phi_sums.get(name, 0.0) + float(getattr(term, name).detach())
-        self._phi_sums["phi_null_mean"] = self._phi_sums.get("phi_null_mean", 0.0) + term.null_mean
-        return loss - self.config.lambda_phi / self.current_gradient_accumulation_steps * term.phi01
+        return loss - self._objective.add(self.state.global_step, 1 / self.current_gradient_accumulation_steps)
 
-    def _generator(self) -> torch.Generator:
-        """Projections are redrawn every step, from the seed and the step alone: a resumed run draws the same ones."""
-        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.state.global_step)
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A forward and a backward pass."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self._objective is not None:
+            self._objective.measure()
+        return loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the objective's means since the last record; `loss` is then the whole loss."""
-        if "loss" in logs and self._phi_calls:
-            means = {name: value / self._phi_calls for name, value in self._phi_sums.items()}
-            logs |= means | {"cross_entropy": logs["loss"] + self.config.lambda_phi * means["phi01"]}
-            self._phi_sums, self._phi_calls = {}, 0
-        super().log(logs, start_time)
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Add the objective's means since the last record, `loss` being the whole loss; name what its guards see."""
+        figures = {} if self._objective is None or "loss" not in logs else self._objective.take_figures()
+        if not figures:
+            super().log(logs, start_time)
+            return
+        cross_entropy = logs["loss"] + figures.pop("reward")
+        super().log(logs | {"cross_entropy": cross_entropy} | figures, start_time)
+        for name in new_warnings(self.state.log_history):
+            super().log({"warning": name, "message": _WARNING})
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Held-out figures on the validation split, logged under eval_*."""
+        """Held-out figures on the validation split, logged under eval_*. Raises Diverged if a weight is not finite."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise Diverged(_divergence(self.state.global_step, "a weight is not finite"))
         self.last_held_out = self.evaluator(self.accelerator.unwrap_model(self.model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in vars(self.last_held_out).items()}
         self.log(dict(metrics))
@@ -128,6 +141,16 @@ class InterruptCallback(TrainerCallback):
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
+
+
+_WARNING = (
+    "Phi gained by collapse: compare held-out bits per byte with lambda_phi 0; lower lambda_phi, or set phi_max_share "
+    "or phi_target"
+)
+
+
+def _divergence(step: int, what: str) -> str:
+    return f"the run diverged at step {step}: {what}; lower learning_rate or lambda_phi, or lengthen the warm-up"
 
 
 def _cross_entropy(model: nn.Module, ids_BT: Tensor, labels_BT: Tensor, num_items: Any) -> Tensor:
