@@ -68,9 +68,18 @@ def phi_r(joint_covariance: Any, cut: Sequence[Sequence[int]]) -> float:
     decomposition", arXiv:2109.13186 (2021).
     """
     joint_MM = as_joint_covariance(joint_covariance)
-    parts = _parts(labels_of_channels(cut, joint_MM.shape[0] // 2))
-    redundancy = min(_mutual_information(joint_MM, source, target) for source in parts for target in parts)
-    return whole_minus_sum(joint_MM, cut) + redundancy
+    size = joint_MM.shape[0] // 2
+    parts = _parts(labels_of_channels(cut, size))
+    # Each log-determinant once: a training loop asks for this at every step.
+    of_source = [_logdet_of(joint_MM, part) for part in parts]
+    of_target = [_logdet_of(joint_MM, part + size) for part in parts]
+    information = {
+        (i, j): 0.5 * (of_source[i] + of_target[j] - _logdet_of(joint_MM, torch.cat([parts[i], parts[j] + size])))
+        for i in range(2)
+        for j in range(2)
+    }
+    whole = _mutual_information(joint_MM, torch.arange(size), torch.arange(size))
+    return whole - information[0, 0] - information[1, 1] + min(information.values())
 
 
 def whole_minus_sum(joint_covariance: Any, cut: Sequence[Sequence[int]]) -> float:

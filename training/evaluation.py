@@ -25,7 +25,10 @@ _HELD_OUT_PROJECTIONS = 20_161_214  # the seed of the projections of every repor
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One evaluation. nats is per token; Phi in nats with the mean it has when there is nothing to find."""
+    """One evaluation. cross_entropy in nats per token; Phi in nats with the mean it has when there is nothing to find.
+
+    phi_r (nats) and effective_rank (channels) are of the same states: what a gamed Phi gives away.
+    """
 
     cross_entropy: float
     perplexity: float
@@ -36,6 +39,8 @@ class HeldOut:
     phi01: float
     phi_null_mean: float
     phi_num_pairs: int
+    phi_r: float
+    effective_rank: float
 
 
 class Evaluator:
@@ -49,6 +54,7 @@ class Evaluator:
         *,
         num_tokens: int | None = None,
         phi_rank: int = 4,
+        phi_lag: int = 1,
         bf16: bool = False,
     ) -> None:
         ids = np.asarray(stream.ids[: None if num_tokens is None else num_tokens + 1], dtype=np.int64)
@@ -58,7 +64,7 @@ class Evaluator:
         self.num_bytes = _bytes_of(tokenizer, ids[1:])
         self.ids = torch.from_numpy(ids)
         self.block_size = block_size
-        self.phi_rank = phi_rank
+        self.objective = PhiObjective(phi_rank, phi_lag)
         self.bf16 = bf16
 
     @torch.no_grad()
@@ -109,12 +115,14 @@ class Evaluator:
                 model(input_ids=ids_BT[:, :-1].to(device), use_cache=False)
                 heads.append(probe.read().float())
         generator = torch.Generator().manual_seed(_HELD_OUT_PROJECTIONS)
-        term = PhiObjective(rank=self.phi_rank)(torch.cat(heads), generator)
+        term = self.objective(torch.cat(heads), generator)
         return {
             "phi": float(term.phi),
             "phi01": float(term.phi01),
             "phi_null_mean": term.null_mean,
             "phi_num_pairs": term.num_pairs,
+            "phi_r": term.phi_r(),
+            "effective_rank": term.effective_rank(),
         }
 
 

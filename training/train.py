@@ -139,7 +139,13 @@ def _evaluator(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, stream: TokenStream, num_tokens: int | None
 ) -> Evaluator:
     return Evaluator(
-        stream, tokenizer, config.block_size, num_tokens=num_tokens, phi_rank=config.phi_rank, bf16=config.bf16
+        stream,
+        tokenizer,
+        config.block_size,
+        num_tokens=num_tokens,
+        phi_rank=config.phi_rank,
+        phi_lag=config.phi_lag,
+        bf16=config.bf16,
     )
 
 
