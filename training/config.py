@@ -6,6 +6,7 @@ report this project grew from; docs/training.md says what better ones buy.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -114,6 +115,11 @@ class TrainConfig:
             most = 1.0 if self.phi_max_share is None else self.phi_max_share
             _require(share <= most, "lambda_target_share", share, f"give at most {most:g}, where it would be clipped")
 
+    def key(self) -> str:
+        """Ten hex digits of a hash of all that is computed: equal keys, equal runs."""
+        computed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_COMPUTED}
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:10]
+
     def to_json(self) -> str:
         """The configuration as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -142,16 +148,32 @@ def parse_flags(arguments: Sequence[str] | None = None) -> TrainConfig:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    hints = get_type_hints(TrainConfig)
+    add_flags(parser)
+    return TrainConfig(**vars(parser.parse_args(arguments)))
+
+
+def add_flags(parser: argparse._ActionsContainer, without: Sequence[str] = (), *, only_if_given: bool = False) -> None:
+    """One flag per field, but for those in `without`. only_if_given: what is not given is not in the namespace."""
     for spec in dataclasses.fields(TrainConfig):
-        kind = next(t for t in (get_args(hints[spec.name]) or (hints[spec.name],)) if t is not NoneType)
+        if spec.name in without:
+            continue
+        kind = field_type(spec.name)
         options: dict[str, Any] = {"help": spec.metadata["help"], "default": spec.default}
+        if only_if_given:
+            options["default"] = argparse.SUPPRESS
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": kind, "choices": spec.metadata["choices"], "metavar": kind.__name__.upper()}
         parser.add_argument(f"--{spec.name.replace('_', '-')}", **options)
-    return TrainConfig(**vars(parser.parse_args(arguments)))
+
+
+def field_type(name: str) -> type:
+    """The type of a field's value where it is given: str, int, float or bool. Raises ValueError for no field."""
+    hints = get_type_hints(TrainConfig)
+    _require(name in hints, "field", name, f"TrainConfig has {', '.join(hints)}")
+    found: type = next(t for t in (get_args(hints[name]) or (hints[name],)) if t is not NoneType)
+    return found
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:

@@ -144,8 +144,8 @@ class InterruptCallback(TrainerCallback):
 
 
 _WARNING = (
-    "Phi gained by collapse: compare held-out bits per byte with lambda_phi 0; lower lambda_phi, or set phi_max_share "
-    "or phi_target"
+    "Phi may be gained by collapse: compare held-out bits per byte with lambda_phi 0; lower lambda_phi, or set "
+    "phi_max_share or phi_target"
 )
 
 
