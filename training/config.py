@@ -116,8 +116,9 @@ class TrainConfig:
             _require(share <= most, "lambda_target_share", share, f"give at most {most:g}, where it would be clipped")
 
     def key(self) -> str:
-        """Ten hex digits of a hash of all that is computed: equal keys, equal runs."""
-        computed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_COMPUTED}
+        """Ten hex digits of a hash of all that a result depends on: equal keys, equal results."""
+        omitted = ("output_dir", "resume", "publish")
+        computed = {name: value for name, value in dataclasses.asdict(self).items() if name not in omitted}
         return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:10]
 
     def to_json(self) -> str:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(config: TrainConfig) -> int:
     """Train as configured and leave the run folder. Returns the exit status; raises ValueError for bad input."""
-    _check_names(config)
+    check_names(config)
     run_dir = _run_dir(config)
     corpus = load_corpus(config.dataset)
     if config.resume:
@@ -64,14 +64,14 @@ def train(config: TrainConfig) -> int:
     windows = WindowDataset(streams["train"], config.block_size)
     if is_first_process():
         _announce(config, run_dir, model, streams, windows)
-        _write_json(run_dir / "dataset.json", corpus.fingerprint())
+        write_json(run_dir / "dataset.json", corpus.fingerprint())
         (run_dir / "train_config.json").write_text(config.to_json())
     evaluator = _evaluator(config, tokenizer, streams["valid"], config.eval_tokens)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     with PhiTrainer(model, config, windows, evaluator, run_dir) as trainer, warnings.catch_warnings():
         # Trainer steps the schedule once before a resumed optimizer has stepped; the saved state sets both right after.
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)`")
-        trainer.train(resume_from_checkpoint=_last_saved(run_dir) if config.resume else None)
+        trainer.train(resume_from_checkpoint=last_saved(run_dir) if config.resume else None)
         if trainer.interrupt.interrupted:
             print(f"\nInterrupted and saved. Go on with the same flags and: --output-dir {run_dir} --resume")
             return 130
@@ -99,7 +99,7 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
     return model
 
 
-def _check_names(config: TrainConfig) -> None:
+def check_names(config: TrainConfig) -> None:
     """Refuse at once what would otherwise fail only after hours of training."""
     build_model_config(config.preset, vocab_size=config.vocab_size, max_position_embeddings=config.block_size)
     if config.publish is not None:
@@ -120,7 +120,7 @@ def _run_dir(config: TrainConfig) -> Path:
     name = f"{config.preset}-{Path(config.dataset).name}-lambda{config.lambda_phi:g}-seed{config.seed}"
     run_dir = Path(config.output_dir) if config.output_dir else RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if config.resume:
-        if _last_saved(run_dir) is None:
+        if last_saved(run_dir) is None:
             raise ValueError(f"resume: {run_dir} holds no saved step; start it without --resume")
         check_same_run(config, run_dir / "train_config.json")
     elif is_first_process() and (run_dir / "train_config.json").exists():
@@ -129,7 +129,8 @@ def _run_dir(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _last_saved(run_dir: Path) -> str | None:
+def last_saved(run_dir: Path) -> str | None:
+    """The newest saved step that is whole, or None."""
     saved = sorted((run_dir / "resume").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     whole = [path for path in saved if (path / "trainer_state.json").exists()]  # written last
     return str(whole[-1]) if whole else None
@@ -153,7 +154,7 @@ def _announce(
     config: TrainConfig, run_dir: Path, model: PreTrainedModel, streams: dict[str, TokenStream], windows: WindowDataset
 ) -> None:
     tokens = ", ".join(f"{split} {len(stream.ids):,}" for split, stream in streams.items())
-    per_step = _tokens_per_step(config)
+    per_step = tokens_per_step(config)
     passes = config.max_steps * per_step / (len(windows) * config.block_size)
     print(f"{config.preset}: {model.num_parameters():,} parameters; lambda_phi {config.lambda_phi:g}; run in {run_dir}")
     print(f"{config.dataset}: tokens {tokens}; {config.max_steps} steps of {per_step:,} tokens are {passes:.2f} passes")
@@ -170,7 +171,7 @@ def _finish(
     """Save the checkpoint, the picture and the figures; publish if asked; say where everything is."""
     checkpoint = save_checkpoint(run_dir / "checkpoint", model, tokenizer, config.save_dtype)
     metrics = as_metrics(held_out, "valid")
-    _write_json(run_dir / "metrics.json", metrics)
+    write_json(run_dir / "metrics.json", metrics)
     records = read_record(run_dir / "record.jsonl")
     plot_curves(records, f"{config.preset} on {Path(config.dataset).name}", run_dir / "curves.png")
     evaluations = [record for record in records if "eval_bits_per_byte" in record]
@@ -215,18 +216,20 @@ def _publish(config: TrainConfig, checkpoint: Path, corpus: Corpus, metrics: dic
         config.publish,
         training=json.loads(config.to_json()),
         dataset=corpus.fingerprint(),
-        tokens_seen=config.max_steps * _tokens_per_step(config),
+        tokens_seen=config.max_steps * tokens_per_step(config),
         metrics=metrics,
     )
     print(f"Published:  {published.path}")
     return f"{published.name}@{published.version}"
 
 
-def _tokens_per_step(config: TrainConfig) -> int:
+def tokens_per_step(config: TrainConfig) -> int:
+    """Tokens that one optimizer step of all processes sees."""
     return num_processes() * config.batch_size * config.gradient_accumulation * config.block_size
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is there whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.rename(path)
