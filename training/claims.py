@@ -43,14 +43,18 @@ class Claim:
 
 def open_storage(where: str) -> BaseStorage:
     """A journal file, or a database by its URL. Raises ValueError with the remedy where it cannot be opened."""
+    from sqlalchemy.exc import SQLAlchemyError  # comes with optuna
+
     try:
         if "://" in where:
             options = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {}
             return RDBStorage(where, engine_kwargs=options)
         Path(where).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(where))
-    except (ImportError, OSError, ValueError) as error:
-        raise ValueError(f"storage={where!r}: {error}; give a journal file or a database URL") from None
+    except (ImportError, OSError, ValueError, SQLAlchemyError) as error:
+        raise ValueError(
+            f"storage={where!r}: {str(error).splitlines()[0]}; give a journal file or a database URL"
+        ) from None
 
 
 class TrialBoard:

@@ -84,16 +84,17 @@ def _timed_pace(unit: Unit, threads: int) -> tuple[float, str]:
     )
     with tempfile.TemporaryDirectory() as folder:
         TrialRequest(unit.arm, config.key(), threads, False, config).write(Path(folder))
-        ended = subprocess.run(
-            [sys.executable, "-m", "training.trial", folder],
-            stdin=subprocess.PIPE,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        log = Path(folder) / "log.txt"
+        command = [sys.executable, "-m", "training.trial", folder]
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output) as process,
+        ):
+            status = process.wait()
         records = [record for record in read_record(Path(folder) / "run" / "record.jsonl") if "loss" in record]
-    if ended.returncode or len(records) <= _WARM_STEPS + 1:
-        raise ValueError(f"the timed steps failed: {ended.stderr.strip().splitlines()[-1]}")
+        said = log.read_text(errors="replace").strip().splitlines()
+    if status or len(records) <= _WARM_STEPS + 1:
+        raise ValueError(f"the timed steps failed: {said[-1] if said else f'status {status}'}")
     times = [record["time"] for record in records[_WARM_STEPS:]]
     seconds = statistics.median(after - before for before, after in pairwise(times))
     pace = tokens_per_step(config) / seconds

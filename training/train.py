@@ -71,7 +71,11 @@ def train(config: TrainConfig) -> int:
     with PhiTrainer(model, config, windows, evaluator, run_dir) as trainer, warnings.catch_warnings():
         # Trainer steps the schedule once before a resumed optimizer has stepped; the saved state sets both right after.
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)`")
-        trainer.train(resume_from_checkpoint=last_saved(run_dir) if config.resume else None)
+        saved = last_saved(run_dir) if config.resume else None
+        if saved is not None and saved_step(saved) >= config.max_steps:
+            trainer.take_up_finished(saved)
+        else:
+            trainer.train(resume_from_checkpoint=saved)
         if trainer.interrupt.interrupted:
             print(f"\nInterrupted and saved. Go on with the same flags and: --output-dir {run_dir} --resume")
             return 130
@@ -131,9 +135,14 @@ def _run_dir(config: TrainConfig) -> Path:
 
 def last_saved(run_dir: Path) -> str | None:
     """The newest saved step that is whole, or None."""
-    saved = sorted((run_dir / "resume").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    saved = sorted((run_dir / "resume").glob("checkpoint-*"), key=lambda path: saved_step(str(path)))
     whole = [path for path in saved if (path / "trainer_state.json").exists()]  # written last
     return str(whole[-1]) if whole else None
+
+
+def saved_step(saved: str) -> int:
+    """The step of a saved folder."""
+    return int(Path(saved).name.split("-")[1])
 
 
 def _evaluator(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from training.config import TrainConfig
@@ -61,6 +61,11 @@ class PhiTrainer(Trainer):
 
     def __exit__(self, *exception: object) -> None:
         self._resources.close()
+
+    def take_up_finished(self, saved: str) -> None:
+        """Load the best weights of a run whose last step is saved: train() would make one step more."""
+        self.state = TrainerState.load_from_json(str(Path(saved) / "trainer_state.json"))
+        self._load_best_model()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the configuration."""

@@ -24,7 +24,7 @@ import torch
 from model_store.environment import git_commit, library_versions
 from training.config import TrainConfig
 from training.record import read_record
-from training.train import last_saved, tokens_per_step, train, write_json
+from training.train import last_saved, saved_step, tokens_per_step, train, write_json
 from training.trainer import Diverged
 
 _LAST_RECORDS = 10  # training records that the reported gradient ratio is the mean of
@@ -92,7 +92,7 @@ def _train_to_result(folder: Path, request: TrialRequest) -> int:
         result = _finished_result(request, run_dir)
     except Diverged as error:
         result = _result(request, run_dir, "diverged") | {"error": str(error)}
-    first_step = 0 if saved is None else int(Path(saved).name.split("-")[1])
+    first_step = 0 if saved is None else saved_step(saved)
     write_json(
         folder / "result.json",
         result | {"seconds": round(time.monotonic() - begin, 1), "resumed_from_step": first_step},
