@@ -56,6 +56,7 @@ class PhiTrainer(Trainer):
             self._objective = self._resources.enter_context(StepObjective(self.model, self.config))
             self.add_callback(self._objective)
         if self.config.compile:  # after the objective: hooks that come later are not traced
+            torch.compiler.reset()  # the graph of an earlier run in this process fits, but has not this run's hooks
             self._forward = torch.compile(_cross_entropy)
         return self
 

@@ -62,6 +62,20 @@ def test_ctrl_c_saves_a_run_that_can_go_on(data: Path, tmp_path: Path) -> None:
     assert len(saved) == 1
 
 
+def test_a_compiled_run_trains_like_an_eager_one(data: Path, tmp_path: Path) -> None:
+    shared = {"lambda_phi": 0.5, "dropout": 0, "max_steps": 3, "eval_every": 3, "phi_max_share": 0.1}
+    for name, options in (("eager", {}), ("compiled", {"compile": True})):
+        run = _start(flags(data, tmp_path / name, **shared, **options), tmp_path)
+        output = run.communicate()[0]
+        assert run.returncode == 0, output
+    eager, compiled = (
+        [record for record in figures(tmp_path / name) if "gradient_ratio" in record] for name in ("eager", "compiled")
+    )
+    for one, other in zip(eager, compiled, strict=True):
+        for figure in ("loss", "gradient_ratio", "phi_r"):
+            assert one[figure] == pytest.approx(other[figure], rel=1e-3)
+
+
 def test_two_processes_train_one_run(data: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     run = _start(flags(data, tmp_path / "run", max_steps=4, eval_every=2), tmp_path, launcher)

@@ -290,6 +290,24 @@ def test_a_claim_of_a_process_gone_from_this_machine_is_taken_over_at_once(tmp_p
     assert _board(tmp_path / "journal", units, grace_seconds=1e9).claim() is None  # this process lives
 
 
+def test_of_two_that_reach_for_a_unit_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = _units(2)
+    here, there = (_board(tmp_path / "journal", units) for _ in range(2))
+    first: list[Claim | None] = []
+    find = here._id_of
+
+    def find_late(trial: optuna.trial.FrozenTrial) -> int:
+        if not first:  # the other one is quicker, after this one has looked
+            first.append(there.claim())
+        return find(trial)
+
+    monkeypatch.setattr(here, "_id_of", find_late)
+    second = here.claim()
+    assert first[0] is not None
+    assert second is not None
+    assert (first[0].units, second.units) == ([units[0]], [units[1]])
+
+
 def test_a_study_keeps_its_threads(tmp_path: Path) -> None:
     _board(tmp_path / "journal", [])
     with pytest.raises(ValueError, match="threads=2 differs from the study in this storage"):
