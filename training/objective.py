@@ -57,6 +57,7 @@ class StepObjective(TrainerCallback, ExportableState):
         self._resources = ExitStack()
         self._sums: dict[str, float] = defaultdict(float)
         self._num_passes = 0
+        self._weight_in_force = 0.0
         self._ratios_of_step: list[float] = []
 
     def __enter__(self) -> Self:
@@ -96,8 +97,9 @@ class StepObjective(TrainerCallback, ExportableState):
         rewarded = weight * float(hinge(term.phi01.detach(), self._config.phi_target))
         figures = {"phi": float(term.phi.detach()), "phi01": float(term.phi01.detach()), "reward": rewarded}
         figures |= {"phi_null_mean": term.null_mean, "phi_r": term.phi_r(), "effective_rank": term.effective_rank()}
-        for name, value in (figures | {"lambda_phi": weight}).items():
+        for name, value in figures.items():
             self._sums[name] += value
+        self._weight_in_force = weight
         self._num_passes += 1
         return rewarded * fraction
 
@@ -109,8 +111,11 @@ class StepObjective(TrainerCallback, ExportableState):
         self._sums["gradient_ratio"] += self._ratios_of_step[-1]
 
     def take_figures(self) -> dict[str, float]:
-        """Means over the passes since the last call: what a training record says of the objective."""
-        figures = {name: total / self._num_passes for name, total in self._sums.items()} if self._num_passes else {}
+        """Means over the passes since the last call, and lambda at the last of them; empty where there was none."""
+        if not self._num_passes:
+            return {}
+        figures = {name: total / self._num_passes for name, total in self._sums.items()}
+        figures["lambda_phi"] = self._weight_in_force
         self._sums.clear()
         self._num_passes = 0
         return figures

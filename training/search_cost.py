@@ -55,13 +55,13 @@ def _seconds_per_run(
         if not options.tokens_per_second > 0:
             raise ValueError(f"tokens_per_second={options.tokens_per_second}: give a number above 0")
         pace = options.tokens_per_second
-        source = f"{pace:,.0f} training tokens a second as stated; start-up and compilation not counted"
+        source = f"{pace:,.0f} training tokens a second as stated; start-up and the last evaluation not counted"
     elif whole:
         work = sum(_work(Unit(result["arm"], TrainConfig(**result["config"]))) for result in whole)
         pace, source = work / sum(result["seconds"] for result in whole), f"the pace of {len(whole)} runs made here"
     else:
         pace, source = _timed_pace(left[0], options.threads)
-        source += "; start-up and compilation not counted"
+        source += "; start-up, compilation and the last evaluation, of the whole split, not counted"
     return [_work(unit) / pace for unit in left], source
 
 
