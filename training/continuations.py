@@ -1,4 +1,4 @@
-"""Prompts cut from human text, and their continuations by a model. Made on serve.engine: what is judged is what is served.
+"""Prompts cut from human text, and their continuations by a model, made on serve.engine: what is judged is served.
 
 Knows nothing of scores. Loads torch only where the runner does.
 """
@@ -96,7 +96,10 @@ def _prompt(tokenizer: Tokenizer, window: list[int], prompt_tokens: int) -> Prom
 
 
 class Continuer:
-    """A model ready to continue prompts. runner_name: what computes ("native" or "torch"); why is in runner_reason."""
+    """A model ready to continue prompts. runner_name: what computes ("native" or "torch"); why is in runner_reason.
+
+    end_token_ids: the tokens that end a text.
+    """
 
     def __init__(self, model_dir: Path | str, runner: str = "auto", num_threads: int | None = None) -> None:
         """ValueError for a folder that cannot be served so (serve.engine.loader)."""
@@ -104,6 +107,7 @@ class Continuer:
         self.runner_name, self.runner_reason = loaded.name, loaded.reason
         self.tokenizer = load_tokenizer(model_dir)
         self._model_dir = model_dir
+        self.end_token_ids = loaded.runner.eos_token_ids
         self._engine = Engine(loaded.runner, EngineLimits(max_tokens_per_step=1024))
 
     def __call__(
@@ -112,7 +116,7 @@ class Continuer:
         params: SamplingParams | Mapping[str, Any],
         *,
         seeds: Sequence[int],
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> list[Continuation]:
         """As continue_prompts()."""
         if len(seeds) != len(prompts):
@@ -138,7 +142,7 @@ class Continuer:
         finally:
             for request in requests:
                 engine.abort(request.request_id)
-        stop = frozenset(engine.runner.eos_token_ids)
+        stop = frozenset(self.end_token_ids)
         return [self._continuation([token for token in row if token[0] not in stop]) for row in rows]
 
     def _continuation(self, row: list[tuple[int, float, float]]) -> Continuation:
@@ -153,7 +157,7 @@ def continue_prompts(
     *,
     seeds: Sequence[int],
     runner: str = "auto",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Continuation]:
     """Continue each prompt by as many tokens as its human continuation has, unless params gives max_new_tokens.
 

@@ -29,7 +29,8 @@ FloatArray = NDArray[np.float64]
 class MauveResult:
     """value: 0 to 1, higher is closer, the mean over five k-means clusterings. low, high: its 95 % interval.
 
-    num_texts: of each kind. draws: the bootstrap's values, shifted so that their mean is value; for differences.
+    num_texts: of each kind. draws: the bootstrap's values, shifted so that their mean is value; for differences, so
+    not cut at 1 as the interval is.
     """
 
     value: float
@@ -121,8 +122,8 @@ def mauve_of_features(
         drawn = area_of_histograms(human_BK, generated_BK)
         draws.append(drawn - (drawn.mean() if count else 0.0))
     value = float(np.mean(values))
-    centred = np.clip(np.concatenate(draws) + value, 0.0, 1.0)
-    low, high = np.quantile(centred, [0.025, 0.975])
+    centred = np.concatenate(draws) + value
+    low, high = np.clip(np.quantile(centred, [0.025, 0.975]), 0.0, 1.0)
     return MauveResult(value, float(low), float(high), num_texts, int(found.num_buckets), centred)
 
 
