@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.staging import replace_file
 from serve.engine.request import SamplingParams
 from serve.quality.score import QualityScorer
 from serve.quality.statistics import Interval
@@ -92,6 +93,8 @@ class Trials:
         self._seed, self._num_bootstrap = seed, num_bootstrap
         self._progress = progress
         lines = read_record(results)
+        if results.exists():  # without the line that a kill cut short: the next one would be appended to it
+            replace_file(results, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self._done = {line["key"]: line for line in lines if line["protocol"] == protocol}
         self._human: dict[str, tuple[NDArray[np.float32], FloatArray]] = {}
 
