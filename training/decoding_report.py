@@ -7,20 +7,17 @@ from typing import Any
 
 from model_store.staging import replace_file
 from serve.quality.statistics import Interval
-from training.decoding_trials import TUNED, Trial, difference
+from training.decoding_trials import TUNED, Outcome, Trial, difference
 
 
-def write_report(
-    stages: Sequence[Sequence[Trial]],
-    held_out: Sequence[Trial],
-    verdict: str,
-    facts: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """report.md, summary.json and decoding.png in the folder. held_out: the winner first."""
+def write_report(outcome: Outcome, facts: Mapping[str, Any], folder: Path) -> None:
+    """report.md, summary.json and decoding.png in the folder."""
+    stages, held_out = outcome.stages, outcome.held_out
+    mauve, distance = outcome.people
     content = {
-        "verdict": verdict,
+        "verdict": outcome.verdict,
         "facts": dict(facts),
+        "people": {"mauve": mauve.to_json(), "score_distance": round(distance, 4)},
         "stages": [[_without_draws(trial) for trial in stage] for stage in stages],
         "held_out": [
             {**_without_draws(trial), "winner_less_this": difference(held_out[0], trial).to_json()}
@@ -28,22 +25,28 @@ def write_report(
         ],
     }
     replace_file(folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
-    replace_file(folder / "report.md", report(stages, held_out, verdict, facts).encode())
+    replace_file(folder / "report.md", report(outcome, facts).encode())
     _plot(stages, held_out, folder / "decoding.png")
 
 
-def report(stages: Sequence[Sequence[Trial]], held_out: Sequence[Trial], verdict: str, facts: Mapping[str, Any]) -> str:
-    """The verdict, the held-out check and the last stage of the race."""
+def report(outcome: Outcome, facts: Mapping[str, Any]) -> str:
+    """The verdict, the held-out check and every stage of the race."""
+    stages, held_out, (mauve, distance) = outcome.stages, outcome.held_out, outcome.people
     winner = held_out[0]
     n = winner.num_prompts
     lines = [
-        verdict,
+        outcome.verdict,
         "",
         f"Held out, n = {n} prompts; the winner's gap less the row's in the last column:",
         "",
         _header("winner less this"),
     ]
     lines += [_row(trial, "" if trial is winner else _shown(difference(winner, trial))) for trial in held_out]
+    lines += [
+        "",
+        f"The yardstick: human text of the two halves against each other has MAUVE {_shown(mauve)} and score distance "
+        f"{distance:.3f}.",
+    ]
     for number, stage in enumerate(stages, 1):
         lines += ["", f"Race, stage {number}, n = {stage[0].num_prompts} prompts of the selection half:", ""]
         lines += [_header(""), *(_row(trial, "") for trial in stage)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import wasserstein_distance
 
 from model_store.staging import replace_file
 from serve.engine.request import SamplingParams
@@ -57,6 +58,20 @@ class Trial:
         """Of a record that to_json() made."""
         intervals = {name: Interval(**data[name]) for name in ("mauve", "score", "score_distance", "gap")}
         return Trial(data["name"], data["setting"], data["num_prompts"], **intervals, draws_B=np.array(data["draws"]))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """stages: every stage's trials, best first. held_out: the winner, then its rivals. adopted: is it to be written?
+
+    people: MAUVE and distance of scores between the two halves' human texts.
+    """
+
+    stages: list[list[Trial]]
+    held_out: list[Trial]
+    adopted: bool
+    verdict: str
+    people: tuple[Interval, float]
 
 
 def difference(one: Trial, other: Trial) -> Interval:
@@ -110,6 +125,14 @@ class Trials:
         else:
             self._progress(sum(prompt.human_tokens for prompt in prompts))
         return Trial.from_json({**line, "name": name})
+
+    def people(self, selection: Sequence[Prompt], held_out: Sequence[Prompt]) -> tuple[Interval, float]:
+        """MAUVE and distance of scores between two samples of human text: what a perfect writer could expect."""
+        one_ND, one_scores = self._of_people("selection", selection)
+        other_ND, other_scores = self._of_people("held_out", held_out)
+        found = mauve_of_features(one_ND, other_ND, seed=self._seed, num_bootstrap=self._num_bootstrap)
+        distance = wasserstein_distance(one_scores, other_scores)
+        return Interval(found.value, found.low, found.high), float(distance)
 
     def _measure(self, name: str, setting: Setting, part: str, prompts: Sequence[Prompt]) -> Trial:
         human_ND, human_scores = self._of_people(part, prompts)

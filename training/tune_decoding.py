@@ -25,7 +25,7 @@ from serve.quality.score import QualityScorer
 from training.continuations import PRESETS, Continuer, Prompt, prompts_from
 from training.corpora import SPLITS, load_corpus
 from training.decoding_report import write_report
-from training.decoding_trials import TUNED, Setting, Trial, Trials, as_setting, difference
+from training.decoding_trials import TUNED, Outcome, Setting, Trial, Trials, as_setting, difference
 
 _OFF = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 _SPACE = {
@@ -74,16 +74,6 @@ class TuneConfig:
         return (race + (num_rivals + 1) * (self.num_prompts - self.num_selection)) * self.continuation_tokens
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """stages: every stage's trials, best first. held_out: the winner, then its rivals. adopted: is it to be written?"""
-
-    stages: list[list[Trial]]
-    held_out: list[Trial]
-    adopted: bool
-    verdict: str
-
-
 def rivals(present: Setting) -> dict[str, Setting]:
     """What the winner is compared with: present defaults, presets, and "plain", the model's own distribution."""
     return {
@@ -122,7 +112,7 @@ def tune(trials: Trials, prompts: Sequence[Prompt], present: Setting, config: Tu
     winner = trials.run(best.name, best.setting, "held_out", held_out)
     others = [trials.run(name, s, "held_out", held_out) for name, s in rivals(present).items() if s != best.setting]
     adopted, verdict = judge(winner, next((t for t in others if t.name == "present"), None))
-    return Outcome(stages, [winner, *others], adopted, verdict)
+    return Outcome(stages, [winner, *others], adopted, verdict, trials.people(selection, held_out))
 
 
 def judge(winner: Trial, present: Trial | None) -> tuple[bool, str]:
@@ -230,7 +220,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "runner": continuer.runner_name,
         "model": arguments.model,
     }
-    write_report(outcome.stages, outcome.held_out, outcome.verdict, facts, output)
+    write_report(outcome, facts, output)
     print((output / "report.md").read_text())
     if outcome.adopted:
         _write_config(model_dir, output, outcome.held_out[0].setting)
