@@ -129,11 +129,11 @@ def judge(winner: Trial, present: Trial | None) -> tuple[bool, str]:
 
 
 def new_generation_config(old: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """generation_config.json with the tuned settings replaced and everything else kept."""
+    """generation_config.json with the tuned settings replaced, all stated, and everything else kept."""
     kept = {name: value for name, value in old.items() if name not in TUNED and name != "do_sample"}
     if setting["temperature"] == 0:
         return {**kept, "do_sample": False}
-    return {**kept, "do_sample": True, **{name: value for name, value in setting.items() if value != _OFF[name]}}
+    return {**kept, "do_sample": True, **setting}
 
 
 def _parser() -> argparse.ArgumentParser:
