@@ -97,6 +97,11 @@ class Service:
             raise ApiError(503, "no engine is ready", remedy="try again in a few seconds", retry_after=2)
         return Limits.of(self.settings, hellos[0])
 
+    @property
+    def scores_quality(self) -> bool:
+        """Whether the checkpoint has a quality reference."""
+        return self._scoring is not None
+
     def scoring(self) -> Scoring:
         """Raises ApiError 422 if the checkpoint has no quality reference."""
         if self._scoring is None:

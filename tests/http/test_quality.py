@@ -71,6 +71,13 @@ def test_an_answer_carries_its_score_in_json_and_in_the_final_event(scored: Serv
     assert sum(whole["contributions"].values()) == pytest.approx(whole["logit"])
 
 
+def test_the_list_of_models_tells_the_page_whether_scores_can_be_had(
+    scored: ServerProcess, server: ServerProcess
+) -> None:
+    answers = [process.request("GET", "/v1/models").json() for process in (scored, server)]
+    assert [answer["data"][0]["quality"] for answer in answers] == [True, False]
+
+
 def test_a_short_answer_has_a_reason_for_having_no_score(scored: ServerProcess) -> None:
     quality = scored.generate(prompt="Once", max_new_tokens=8, quality=True).json()["choices"][0]["quality"]
     assert quality["score"] is None
