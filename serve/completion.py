@@ -14,6 +14,7 @@ from serve.channel import PASSING_ERRORS
 from serve.engine.detokenizer import Detokenizer
 from serve.engine.request import TokenDelta
 from serve.errors import ApiError
+from serve.quality.score import QualityReport
 from serve.schemas import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Choice:
     entropies: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
+    quality: QualityReport | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_shown: int = 0
@@ -108,6 +110,11 @@ class Completion:
         ]
 
     @property
+    def quality(self) -> bool:
+        """Whether the reader asked for scores."""
+        return self._plan.quality
+
+    @property
     def finished(self) -> bool:
         return all(choice.finished for choice in self.choices)
 
@@ -157,6 +164,8 @@ class Completion:
             "usage": _usage(choice.num_prompt, len(choice.token_ids)),
             "timing": self._timing([choice]),
         }
+        if choice.quality is not None:
+            final["quality"] = choice.quality.to_json()
         return f"{delta}data: {_dumps(final)}\n\n".encode()
 
     def body(self, model: str, request_id: str) -> bytes:
@@ -171,6 +180,8 @@ class Completion:
             }
             if self._plan.logprobs is not None:
                 shown["logprobs"] = choice.logprobs_from(0)
+            if choice.quality is not None:
+                shown["quality"] = choice.quality.to_json()
             choices.append(shown)
         totals = self.totals()
         answer = {

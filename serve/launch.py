@@ -33,8 +33,12 @@ def launch(arguments: Sequence[str]) -> None:
 
 def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
     from serve.litserve_shell import WorkerConfig, run_server
+    from serve.scoring import load_scorer
     from serve.service import Service
 
+    quality = load_scorer(model.path)
+    if quality[0] is None:
+        print(f"quality  not scored: {quality[1]}", flush=True)
     config = WorkerConfig(
         folder=folder,
         model_path=model.path,
@@ -50,7 +54,7 @@ def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
         step_timing=settings.step_timing,
         log_level=settings.log_level,
     )
-    run_server(config, Service(settings, model, folder, SharedState(settings.api_servers)))
+    run_server(config, Service(settings, model, folder, SharedState(settings.api_servers), quality))
 
 
 def check_port(host: str, port: int) -> None:

@@ -138,9 +138,11 @@ class Face(LitSpec):
         from serve.routes.generate import GenerateRoute
         from serve.routes.health import HealthRoutes
         from serve.routes.page import PageRoute
+        from serve.routes.quality import QualityRoutes
 
         health = HealthRoutes(self.service)
         self.add_endpoint("/generate", GenerateRoute(self.service).generate, ["POST"])
+        self.add_endpoint("/quality/score", QualityRoutes(self.service).score, ["POST"])
         self.add_endpoint("/v1/models", health.models, ["GET"])
         self.add_endpoint("/livez", health.livez, ["GET"])
         self.add_endpoint("/readyz", health.readyz, ["GET"])

@@ -9,19 +9,23 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from serve.engine.stats import StepStats
 
 if TYPE_CHECKING:
     from serve.completion import Totals
+    from serve.quality.score import QualityReport
 
 OUTCOMES = ("ok", "invalid", "full", "unavailable", "cancelled", "error")
 FINISH_REASONS = ("stop", "length", "deadline", "abort", "error")
+GRADES = ("EXCELLENT", "GOOD", "FAIR", "POOR")
+RESULTS = ("scored", "short", "shed", "failed")
 PHASES = ("schedule", "forward", "sample", "update", "transport", "detokenise", "write")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 
 
@@ -34,6 +38,7 @@ class Row:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    over_processes: Literal["livesum", "livemax"] = "livesum"
 
 
 TABLE = (
@@ -87,6 +92,28 @@ TABLE = (
         "Seconds by phase, with --step-timing; detokenise and write are the HTTP processes', the others the workers'.",
         ("phase",),
     ),
+    Row("phiserve_quality_score", "histogram", "Quality score of a choice.", ("gen_ai_request_model",), SCORES),
+    Row("phiserve_quality_grades_total", "counter", "Scored choices by grade.", ("gen_ai_request_model", "grade")),
+    Row(
+        "phiserve_quality_choices_total",
+        "counter",
+        "Choices by what became of their score: scored, short (fewer than 32 tokens), shed (too many waited), failed.",
+        ("gen_ai_request_model", "result"),
+    ),
+    Row(
+        "phiserve_quality_feature_sum",
+        "gauge",
+        "Sum of a feature over scored choices; divide by those scored for the mean.",
+        ("gen_ai_request_model", "feature"),
+    ),
+    Row(
+        "phiserve_quality_drift_psi",
+        "gauge",
+        "Population stability index of the last scores against the reference's; the largest of the HTTP processes.",
+        ("gen_ai_request_model",),
+        (),
+        "livemax",
+    ),
 )
 
 
@@ -117,7 +144,9 @@ def _make() -> dict[str, Any]:
         if row.kind == "histogram":
             made[row.name] = Histogram(row.name, row.help, row.labels, buckets=row.buckets, registry=registry)
         elif row.kind == "gauge":
-            made[row.name] = Gauge(row.name, row.help, row.labels, multiprocess_mode="livesum", registry=registry)
+            made[row.name] = Gauge(
+                row.name, row.help, row.labels, multiprocess_mode=row.over_processes, registry=registry
+            )
         else:
             made[row.name] = Counter(row.name.removesuffix("_total"), row.help, row.labels, registry=registry)
     return made
@@ -177,6 +206,36 @@ class ApiMetrics:
 
     def phase(self, name: str, seconds: float) -> None:
         self._phases[name].inc(seconds)
+
+
+class QualityMetrics:
+    """What a scoring thread counts."""
+
+    def __init__(self, model: str) -> None:
+        m = _registry
+        self._model = model
+        self._score = m["phiserve_quality_score"].labels(model)
+        self._grades = {grade: m["phiserve_quality_grades_total"].labels(model, grade) for grade in GRADES}
+        self._results = {name: m["phiserve_quality_choices_total"].labels(model, name) for name in RESULTS}
+
+    def result(self, name: str) -> None:
+        self._results[name].inc()
+
+    def scored(self, report: "QualityReport") -> None:
+        """A report of a generated choice, scored or too short."""
+        if report.score is None or report.grade is None:
+            self.result("short")
+            return
+        self.result("scored")
+        self._score.observe(report.score)
+        self._grades[report.grade].inc()
+        sums = _registry["phiserve_quality_feature_sum"]
+        for name, value in report.features.items():
+            sums.labels(self._model, name).inc(value)
+
+    def drift(self, index: float) -> None:
+        """Made at the first call: the figure is absent until a window has enough scores."""
+        _registry["phiserve_quality_drift_psi"].labels(self._model).set(index)
 
 
 def worker_observer(*, timing: bool) -> Callable[[StepStats, float], None]:

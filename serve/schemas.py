@@ -44,6 +44,7 @@ class GenerateRequest(BaseModel):
     n: int = Field(1, ge=1, description="choices for each prompt")
     logprobs: int | None = Field(None, ge=0, description="report log-probabilities and so many alternatives")
     stream: bool = Field(False, description="answer with server-sent events")
+    quality: bool = Field(False, description="add the quality score of each choice, with its reasons")
 
 
 SAMPLING_FIELDS = tuple(
@@ -82,6 +83,7 @@ class Plan:
     logprobs: int | None
     stream: bool
     seeds: list[int]
+    quality: bool = False
 
 
 def parse(body: bytes) -> GenerateRequest:
@@ -177,7 +179,7 @@ def plan(request: GenerateRequest, prompts: list[list[int]], model: ServedModel,
     except ValueError as error:
         raise ApiError(422, str(error), remedy="change the value as the message says") from error
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    return Plan(jobs, stop, request.logprobs, request.stream, seeds)
+    return Plan(jobs, stop, request.logprobs, request.stream, seeds, request.quality)
 
 
 def _max_new_tokens(request: GenerateRequest, num_prompt: int, model: ServedModel, limits: Limits) -> int:

@@ -7,18 +7,24 @@ import asyncio
 import hmac
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from serve import channel
 from serve.errors import ApiError
-from serve.metrics import ApiMetrics
+from serve.metrics import ApiMetrics, QualityMetrics
 from serve.processes import SharedState, watch_parent
 from serve.schemas import Limits
+from serve.scoring import Scoring, missing_reference
 from serve.served_model import ServedModel
 from serve.settings import ServeSettings
 from serve.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from serve.completion import Choice
+    from serve.quality.score import QualityScorer
 
 OPEN_PATHS = ("/", "/ui", "/livez", "/readyz")
 
@@ -26,11 +32,21 @@ OPEN_PATHS = ("/", "/ui", "/livez", "/readyz")
 class Service:
     """One HTTP process' share of the server."""
 
-    def __init__(self, settings: ServeSettings, model: ServedModel, folder: Path, shared: SharedState) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        model: ServedModel,
+        folder: Path,
+        shared: SharedState,
+        quality: "tuple[QualityScorer | None, str]" = (None, "no reference was given"),
+    ) -> None:
+        """quality: the checkpoint's scorer, or None and why there is none."""
         self.settings = settings
         self.model = model
         self.folder = folder
         self.shared = shared
+        self._scorer, self._why_no_scores = quality
+        self._scoring: Scoring | None = None
         self.api = -1
         self.pool: WorkerPool
         self.metrics: ApiMetrics
@@ -42,6 +58,10 @@ class Service:
         self.api = api
         watch_parent(self.folder)
         self.metrics = ApiMetrics(self.model.full_name, api, timing=self.settings.step_timing)
+        if self._scorer is not None:
+            counted = QualityMetrics(self.model.full_name)
+            share, window = self.settings.quality_sample, self.settings.quality_window
+            self._scoring = Scoring(self._scorer, counted, share=share, window=window)
         self.pool = WorkerPool(
             self.folder,
             api,
@@ -60,6 +80,8 @@ class Service:
     def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        if self._scoring is not None:
+            self._scoring.close()
         self.pool.close()
 
     @property
@@ -74,6 +96,23 @@ class Service:
         if not hellos:
             raise ApiError(503, "no engine is ready", remedy="try again in a few seconds", retry_after=2)
         return Limits.of(self.settings, hellos[0])
+
+    @property
+    def scores_quality(self) -> bool:
+        """Whether the checkpoint has a quality reference."""
+        return self._scoring is not None
+
+    def scoring(self) -> Scoring:
+        """Raises ApiError 422 if the checkpoint has no quality reference."""
+        if self._scoring is None:
+            raise missing_reference(self._why_no_scores)
+        return self._scoring
+
+    def observe_quality(self, choices: "Iterable[Choice]") -> None:
+        """Score finished choices for metrics, where the checkpoint has a reference."""
+        if self._scoring is not None:
+            for choice in choices:
+                self._scoring.observe(choice)
 
     def check_room(self, num_choices: int) -> None:
         """Raises ApiError 429 if so many more choices would be too many."""

@@ -47,6 +47,8 @@ class GenerateRoute:
         limits = service.limits()
         asked = parse(await read_json_body(request, service.settings.max_body_bytes))
         plan = await self._plan(asked, limits)
+        if plan.quality:
+            service.scoring()  # refuses before anything is computed
         service.check_room(len(plan.jobs))
         window = service.settings.stream_window if plan.stream else 0
         try:
@@ -141,6 +143,10 @@ class Answer:
                 self._generation.stop(choice.index)
         if self._service.metrics.timing:
             self._service.metrics.phase("detokenise", time.perf_counter() - started)
+        if self._completion.quality:
+            for choice, _ in changed:
+                if choice.finished:
+                    choice.quality = await self._service.scoring().report(choice)
         return changed
 
     def _acknowledge(self, changed: list[tuple[Choice, str]]) -> None:
@@ -160,3 +166,5 @@ class Answer:
             self._generation.close()
             self._service.metrics.outcome(outcome)
             self._service.metrics.finished(self._completion.totals())
+            if outcome == "ok" and not self._completion.quality:
+                self._service.observe_quality(self._completion.choices)

@@ -46,6 +46,7 @@ class HealthRoutes:
             "object": "model",
             "created": model.created,
             "owned_by": "phiserve",
+            "quality": self._service.scores_quality,
             "max_model_len": hellos[0].max_model_len if hellos else None,
         }
         return json_response(json.dumps({"object": "list", "data": [entry]}).encode())

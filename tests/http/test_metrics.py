@@ -7,7 +7,16 @@ from serve.engine.stats import StepStats
 from serve.metrics import TABLE, ApiMetrics, Row, worker_observer
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
-BOUNDED_LABELS = {"gen_ai_request_model", "gen_ai_token_type", "outcome", "finish_reason", "phase"}
+BOUNDED_LABELS = {
+    "gen_ai_request_model",
+    "gen_ai_token_type",
+    "outcome",
+    "finish_reason",
+    "phase",
+    "grade",
+    "result",
+    "feature",
+}
 
 
 def row_of(row: Row) -> str:

@@ -1,0 +1,117 @@
+"""Scores of what is generated, beside the event loop: one thread, a bounded backlog, metrics. No routes, no engine.
+
+A score holds the interpreter for about a millisecond, so the thread bounds
+what other streams wait, it does not remove it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.errors import ApiError, StartupError
+from serve.quality.drift import DriftWindow
+from serve.quality.reference import FILE_NAME, find_reference
+from serve.quality.score import QualityReport, QualityScorer
+from serve.quality.surprise import TokenSurprise
+
+if TYPE_CHECKING:
+    from serve.completion import Choice
+    from serve.metrics import QualityMetrics
+
+MOST_WAITING = 64
+"""Scores. With so many waiting, those that only metrics want are shed and POST /quality/score answers 429."""
+
+
+def load_scorer(model_path: Path) -> tuple[QualityScorer | None, str]:
+    """The checkpoint's scorer, or None and why. Raises StartupError for a reference that is there but broken."""
+    try:
+        return QualityScorer(find_reference(model_path)), ""
+    except ValueError as error:
+        if (model_path / FILE_NAME).is_file():
+            raise StartupError(" ".join(str(error).split())) from error
+        return None, " ".join(str(error).split())
+
+
+def missing_reference(why: str) -> ApiError:
+    """What a request for a score is answered when the checkpoint has no reference."""
+    remedy = "make one with `python -m serve.quality fit --corpus ... --checkpoint ...`, and start the server again"
+    return ApiError(422, f"quality cannot be scored: {why}", field="quality", remedy=remedy)
+
+
+class Scoring:
+    """One HTTP process' scorer."""
+
+    def __init__(self, scorer: QualityScorer, metrics: "QualityMetrics", *, share: float, window: int) -> None:
+        """share: of the generations that only metrics want, from 0 to 1. window: scores in the drift figure."""
+        self._scorer = scorer
+        self._metrics = metrics
+        self._share = share
+        self._due = 0.0
+        self._waiting = 0
+        heads = scorer.reference.heads.items()
+        self._drift = {n: DriftWindow(h.served_scores, window) for n, h in heads if h.served_scores is not None}
+        self._thread = ThreadPoolExecutor(1, "phiserve-score")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def report(self, choice: "Choice") -> QualityReport:
+        """The score of a finished choice, counted in metrics. Raises ApiError 500 if it cannot be computed."""
+        return await self._run(lambda: self._generated(choice))
+
+    def observe(self, choice: "Choice") -> None:
+        """Score a finished choice for metrics only: every one at share 1; shed and counted if too many wait."""
+        self._due += self._share
+        if self._due < 1:
+            return
+        self._due -= 1
+        if self._waiting >= MOST_WAITING:
+            self._metrics.result("shed")
+            return
+        self._count(1)
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, lambda: self._generated(choice))
+        future.add_done_callback(self._observed)
+
+    async def texts(self, texts: list[str]) -> list[QualityReport]:
+        """Scores of given texts, one at a time so that generations come in between; in no metric.
+
+        Raises ApiError 429 if too many wait.
+        """
+        if self._waiting >= MOST_WAITING:
+            raise ApiError(429, f"{self._waiting} scores are waiting", remedy="try again later", retry_after=1)
+        return [await self._run(lambda text=text: self._scorer.score(text)) for text in texts]  # type: ignore[misc]
+
+    async def _run(self, work: Callable[[], QualityReport]) -> QualityReport:
+        self._count(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except ValueError as error:
+            raise ApiError(500, f"the score failed: {error}") from error
+        finally:
+            self._count(-1)
+
+    def _observed(self, future: "asyncio.Future[QualityReport]") -> None:
+        self._count(-1)
+        if not future.cancelled():
+            future.exception()  # counted as failed where it was raised
+
+    def _count(self, change: int) -> None:
+        self._waiting += change
+
+    def _generated(self, choice: "Choice") -> QualityReport:
+        """In the scoring thread."""
+        try:
+            surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
+            report = self._scorer.score("".join(choice.text), surprise)
+        except Exception:
+            self._metrics.result("failed")
+            raise
+        self._metrics.scored(report)
+        if report.score is not None and report.head in self._drift:
+            index = self._drift[report.head].add(report.score)
+            if index is not None:
+                self._metrics.drift(index)
+        return report

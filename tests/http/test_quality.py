@@ -1,0 +1,192 @@
+"""Scores over HTTP: beside an answer, of given texts, and in the metrics."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.completion import Choice
+from serve.errors import ApiError, StartupError
+from serve.metrics import _registry
+from serve.quality.drift import LEAST, DriftWindow, stability_index
+from serve.routes.quality import parse_score
+from serve.scoring import MOST_WAITING, Scoring, load_scorer
+from tests.http.server_process import ServerProcess
+
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
+MODEL = "1@local"
+EVEN = [i / 100 for i in range(101)]
+PROSE = "The old man walked slowly down to the river, for the morning was cold and he had nowhere else to go. " * 3
+
+
+@pytest.fixture(scope="module")
+def scored() -> Iterator[ServerProcess]:
+    process = ServerProcess(CHECKPOINT, ()).start()
+    yield process
+    process.stop()
+
+
+def share_below(server: ServerProcess, edge: str, before: tuple[float, float]) -> float:
+    below, count = counts(server, edge)
+    return (below - before[0]) / (count - before[1])
+
+
+def counts(server: ServerProcess, edge: str) -> tuple[float, float]:
+    below = server.metric("phiserve_quality_score_bucket", gen_ai_request_model=MODEL, le=edge)
+    return below, server.metric("phiserve_quality_score_count", gen_ai_request_model=MODEL)
+
+
+def test_a_hotter_temperature_shows_in_the_histogram_of_scores(scored: ServerProcess) -> None:
+    """64 choices each; by chance alone shares that differ by 0.5 have odds far below 1 in a million."""
+    shares = []
+    for temperature in (0.8, 2.5):
+        before = counts(scored, "0.1")
+        done = scored.generate(
+            prompt=["Once upon a time", "The captain said", "In the evening", "When she came home"],
+            n=16,
+            max_new_tokens=64,
+            temperature=temperature,
+            ignore_eos=True,
+            seed=1,
+        )
+        assert done.status == 200
+        scored.wait_for_metric(before[1] + 64, "phiserve_quality_score_count", gen_ai_request_model=MODEL)
+        shares.append(share_below(scored, "0.1", before))
+    assert shares[1] - shares[0] > 0.5
+    assert scored.metric("phiserve_quality_drift_psi", gen_ai_request_model=MODEL) > 0
+
+
+def test_an_answer_carries_its_score_in_json_and_in_the_final_event(scored: ServerProcess) -> None:
+    asked = {"prompt": "Once upon a time", "max_new_tokens": 48, "ignore_eos": True, "seed": 3, "quality": True}
+    whole = scored.generate(**asked).json()["choices"][0]["quality"]
+    events = scored.generate(**asked, stream=True).events()
+    assert [event for event in events if "quality" in event] == [events[-1]]
+    assert events[-1]["quality"]["score"] == pytest.approx(whole["score"], abs=1e-6)
+    assert whole["head"] == "surprise"
+    assert whole["num_tokens"] == 48
+    assert sum(whole["contributions"].values()) == pytest.approx(whole["logit"])
+
+
+def test_the_list_of_models_tells_the_page_whether_scores_can_be_had(
+    scored: ServerProcess, server: ServerProcess
+) -> None:
+    answers = [process.request("GET", "/v1/models").json() for process in (scored, server)]
+    assert [answer["data"][0]["quality"] for answer in answers] == [True, False]
+
+
+def test_a_short_answer_has_a_reason_for_having_no_score(scored: ServerProcess) -> None:
+    quality = scored.generate(prompt="Once", max_new_tokens=8, quality=True).json()["choices"][0]["quality"]
+    assert quality["score"] is None
+    assert "too short" in quality["reason"]
+
+
+def test_given_texts_are_scored_in_their_order(scored: ServerProcess) -> None:
+    answer = scored.request("POST", "/quality/score", {"texts": [PROSE, "short", "the the " * 60]})
+    assert answer.status == 200
+    scores = [entry["score"] for entry in answer.json()["scores"]]
+    assert scores[1] is None
+    assert scores[0] > scores[2]
+
+
+def test_without_a_reference_the_answer_names_the_command(server: ServerProcess) -> None:
+    for path, body in (("/generate", {"prompt": "abc", "quality": True}), ("/quality/score", {"texts": ["a"]})):
+        answer = server.request("POST", path, body)
+        assert answer.status == 422
+        assert "python -m serve.quality fit" in answer.json()["error"]["remedy"]
+
+
+def test_a_broken_reference_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "quality_reference.json").write_text("{}")
+    with pytest.raises(StartupError, match=r"quality_reference\.json"):
+        load_scorer(tmp_path)
+
+
+@pytest.mark.parametrize("body", [b'{"texts": []}', b'{"texts": ["a", "b", "c"]}', b'{"texts": "a"}', b"{}"])
+def test_bad_texts_are_422_and_name_the_field(body: bytes) -> None:
+    with pytest.raises(ApiError) as failure:
+        parse_score(body, 2)
+    assert failure.value.status == 422
+    assert failure.value.field is not None
+    assert failure.value.field.startswith("texts")
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.results: list[str] = []
+        self.num_scored = 0
+
+    def result(self, name: str) -> None:
+        self.results.append(name)
+
+    def scored(self, report: Any) -> None:
+        self.num_scored += 1
+
+    def drift(self, index: float) -> None:
+        pass
+
+
+def choice(num_tokens: int = 40, logprob: float = -2.0) -> Choice:
+    detokenizer: Any = None
+    made = Choice(0, 0, 3, detokenizer)
+    made.text, made.token_ids = [PROSE], list(range(num_tokens))
+    made.logprobs, made.entropies = [logprob] * num_tokens, [2.0] * num_tokens
+    return made
+
+
+def observed(share: float, *choices: Choice) -> Counted:
+    """All that was counted after these choices came at once."""
+    scorer, _ = load_scorer(CHECKPOINT)
+    assert scorer is not None
+    counted: Any = Counted()
+
+    async def scenario() -> None:
+        scoring = Scoring(scorer, counted, share=share, window=LEAST)
+        for one in choices:
+            scoring.observe(one)
+        await asyncio.to_thread(scoring._thread.shutdown, wait=True)
+
+    asyncio.run(scenario())
+    return counted  # type: ignore[no-any-return]
+
+
+def test_what_nobody_asked_for_is_shed_and_counted_when_too_many_wait() -> None:
+    counted = observed(1.0, *[choice() for _ in range(MOST_WAITING + 5)])
+    assert counted.results == ["shed"] * 5
+    assert counted.num_scored == MOST_WAITING
+
+
+@pytest.mark.parametrize(("share", "num_scored"), [(0.0, 0), (0.25, 5), (1.0, 20)])
+def test_the_share_of_the_setting_is_scored(share: float, num_scored: int) -> None:
+    assert observed(share, *[choice() for _ in range(20)]).num_scored == num_scored
+
+
+def test_a_score_that_fails_is_counted() -> None:
+    assert observed(1.0, choice(logprob=float("nan"))).results == ["failed"]
+
+
+def test_drift_is_absent_until_a_window_has_enough() -> None:
+    window = DriftWindow(EVEN, LEAST)
+    assert [window.add(0.5) for _ in range(LEAST - 1)] == [None] * (LEAST - 1)
+    found = window.add(0.5)
+    assert found is not None
+    assert found > 0.25
+    with pytest.raises(ValueError, match="size"):
+        DriftWindow(EVEN, LEAST - 1)
+
+
+def test_scores_spread_like_the_yardstick_have_no_drift() -> None:
+    assert stability_index(EVEN * 10, EVEN) == pytest.approx(0, abs=0.01)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.lists(st.floats(0, 1), min_size=101, max_size=101))
+def test_drift_is_finite_and_not_negative_for_any_scores(scores: list[float], yardstick: list[float]) -> None:
+    assert 0 <= stability_index(scores, sorted(yardstick)) < 100
+
+
+def test_the_drift_metric_does_not_exist_before_it_has_a_value() -> None:
+    samples = [s for metric in _registry["phiserve_quality_drift_psi"].collect() for s in metric.samples]
+    assert samples == []
