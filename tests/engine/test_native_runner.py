@@ -9,6 +9,8 @@ import torch
 
 from serve.engine.engine import Engine, EngineLimits
 from serve.engine.loader import load_runner
+from serve.engine.native.weights import StoredTensor
+from serve.engine.native_runner import uses_bf16
 from serve.engine.reference import generate_naively
 from serve.engine.request import SamplingParams
 from serve.engine.runner import Runner, RunnerOptions
@@ -177,6 +179,25 @@ def test_one_logit_that_is_not_a_number_is_an_error_on_every_instruction_set(ker
         with pytest.raises(RuntimeError, match="logits are not all numbers"):
             runner.execute(step(runner, [(0, 0, [5])]))
         runner.remove_request(0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "kernels", "wanted"),
+    [
+        ("auto", "BF16", "avx512_bf16", True),
+        ("auto", "BF16", "avx512", False),
+        ("auto", "F32", "avx512_bf16", False),
+        ("auto", "F16", "avx512_bf16", False),
+        ("float32", "BF16", "avx512_bf16", False),
+        ("bfloat16", "F32", "avx512_bf16", True),
+    ],
+)
+def test_auto_is_bfloat16_only_where_weights_lose_nothing_and_the_processor_has_it(
+    dtype: str, stored: str, kernels: str, wanted: bool
+) -> None:
+    nothing = np.zeros(0, np.uint8)
+    stored_tensors = {"a": StoredTensor("BF16", (0,), nothing), "b": StoredTensor(stored, (0,), nothing)}
+    assert uses_bf16(dtype, stored_tensors, kernels) is wanted
 
 
 def test_the_loader_takes_it_for_a_saved_llama_and_says_why_not_for_others(tmp_path: Path) -> None:

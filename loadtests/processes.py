@@ -1,0 +1,71 @@
+"""What a server's processes use: memory and processor time of the tree behind a port. Linux."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+
+def tree_behind(port: int) -> list[psutil.Process]:
+    """The process that listens on a loopback port, its oldest relatives by the same command, and all their children.
+
+    Raises ValueError where nothing listens, or it cannot be seen.
+    """
+    pids = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    if not pids - {None}:
+        raise ValueError(f"port={port}: no process of this machine is seen to listen there; start the server first")
+    root = psutil.Process(min(pid for pid in pids if pid is not None))
+    while (parent := root.parent()) is not None and parent.cmdline() == root.cmdline():
+        root = parent
+    return [root, *root.children(recursive=True)]
+
+
+def pss_megabytes(processes: list[psutil.Process]) -> float:
+    """Proportional set size: shared pages are counted once over all that share them."""
+    total = 0
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """User and system time so far."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+class PeakMemory:
+    """Watches the tree behind a port twice a second while open; `megabytes` is the most that was seen."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.megabytes = pss_megabytes(tree_behind(port))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        processes = tree_behind(self._port)
+        while not self._stop.wait(0.5):
+            self.megabytes = max(self.megabytes, pss_megabytes(processes))
