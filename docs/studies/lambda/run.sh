@@ -1,0 +1,25 @@
+#!/bin/sh
+# The lambda study, in order. Resumable: the same command goes on where a killed one stopped, and runs nothing twice.
+#   TEXT=folder with train.txt, valid.txt, test.txt   OUT=runs/lambda   WORKERS=2
+#   sh docs/studies/lambda/run.sh [further flags of training.search, for all parts: --block-size 256 --batch-size 16]
+set -eu
+: "${TEXT:?set TEXT to the folder with train.txt, valid.txt and test.txt}"
+OUT=${OUT:-runs/lambda}
+HERE=$(dirname "$0")
+search() {
+    part=$1 points=$2; shift 2
+    python -m training.search --study "$OUT/$part" --points "$points" --dataset "$TEXT" \
+        --workers "${WORKERS:-2}" --threads 1 "$@"
+}
+search tuning "$HERE/tuning.json" "$@"
+python "$HERE/write_points.py" "$OUT/tuning/results.jsonl" "$OUT/points"
+search confirm "$OUT/points/confirm.json" "$@"
+search screen "$OUT/points/screen.json" "$@"
+search confound "$HERE/confound.json" "$@"
+python -m training.report "$OUT/confirm" --output "$OUT/report-confirm" --reference none --apart-from learning_rate \
+    --contrast l0.01:none --contrast l0.01:sham
+python -m training.report "$OUT/screen" --output "$OUT/report-screen" --reference none --apart-from learning_rate \
+    --contrast l0.01-dropout0.25:none-dropout0.25
+python -m training.report "$OUT/confound" --output "$OUT/report-confound" \
+    --contrast l0.01-100steps:l0.05-100steps --contrast l0.01-2000steps:l0.05-2000steps \
+    --contrast l0.01-2000steps:l0.05-100steps
