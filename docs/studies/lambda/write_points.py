@@ -19,13 +19,13 @@ BASE: dict[str, Any] = {
     "vocab_size": 8192,
     "block_size": 128,
     "batch_size": 16,
-    "max_steps": 300,
+    "max_steps": 250,
     "learning_rate": 3e-3,
     "dropout": 0.1,
     "lambda_phi": 0.0,
     "bf16": True,
     "compile": True,
-    "eval_every": 100,
+    "eval_every": 125,
     "eval_tokens": 16384,
 }
 RATES = (1.5e-3, 3e-3, 6e-3)
