@@ -130,8 +130,8 @@ def effect_size(differences: Sequence[float] | FloatArray, confidence: float = 0
     t = float(x.mean()) / spread * n**0.5
     tail = (1 - confidence) / 2
 
-    # T <= t where Z + noncentrality <= t * chi / sqrt(n - 1): the normal cdf over the density of chi. scipy's nct.cdf is
-    # not a number in the tails that the search for the root visits.
+    # T <= t where Z + noncentrality <= t * chi / sqrt(n - 1): the normal cdf over the density of chi.
+    # scipy's nct.cdf is not a number in the tails that the search for the root visits.
     low, high = stats.chi.ppf([1e-12, 1 - 1e-12], n - 1)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     chi = low + (high - low) * (nodes + 1) / 2
