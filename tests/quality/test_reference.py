@@ -4,12 +4,14 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from model_store.store import ModelStore
 from serve.quality.features import Feature
 from serve.quality.fit import FitConfig, fit
 from serve.quality.reference import (
@@ -23,6 +25,7 @@ from serve.quality.reference import (
 )
 from serve.quality.score import QualityScorer
 from tests.quality.conftest import PROSE
+from tests.store.folders import write_checkpoint
 
 
 def test_a_reference_survives_being_written_and_read(reference: QualityReference, tmp_path: Path) -> None:
@@ -79,18 +82,50 @@ def test_a_broken_reference_is_refused_by_the_name_of_its_field(reference: Quali
 
 def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no quality reference"):
-        load_reference(tmp_path)
+        load_reference(tmp_path / FILE_NAME)
     (tmp_path / FILE_NAME).write_text("[" * 100_000)
     with pytest.raises(ValueError, match="not a valid quality reference"):
-        load_reference(tmp_path)
+        load_reference(tmp_path / FILE_NAME)
 
 
 def test_a_reference_is_found_for_its_own_weights_only(tmp_path: Path, reference: QualityReference) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="none ships for its weights"):
         find_reference(tmp_path)
+    bound(reference, tmp_path).save(tmp_path / FILE_NAME)
+    assert find_reference(tmp_path).origin["checkpoint"]["weights"] == weights_identity(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights trained on")
+    with pytest.raises(
+        ValueError, match=r"belongs to weights model.safetensors \(SHA-256 .*serve.quality fit --checkpoint"
+    ):
+        find_reference(tmp_path)
+
+
+def test_a_reference_without_a_checkpoint_suits_any_weights(tmp_path: Path, reference: QualityReference) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"any weights")
     reference.save(tmp_path / FILE_NAME)
-    assert find_reference(tmp_path).origin == reference.origin
+    assert set(find_reference(tmp_path).heads) == {"text"}
+
+
+def test_publishing_carries_the_reference_and_verification_covers_it(
+    tmp_path: Path, reference: QualityReference
+) -> None:
+    folder = tmp_path / "trained"
+    write_checkpoint(folder)
+    bound(reference, folder).save(folder / FILE_NAME)
+    store = ModelStore(tmp_path / "store")
+    entry = store.publish(folder, "toy")
+    assert find_reference(entry.path).origin["checkpoint"]["weights"] == weights_identity(folder)
+    assert store.verify(f"toy@{entry.version}").problems == ()
+    published = entry.path / FILE_NAME
+    published.chmod(0o644)
+    published.write_text(published.read_text().replace('"intercept"', '"Intercept"', 1))
+    assert [problem.file for problem in store.verify(f"toy@{entry.version}").problems] == [FILE_NAME]
+
+
+def bound(reference: QualityReference, folder: Path) -> QualityReference:
+    """The same reference, said to be fitted for a folder's weights."""
+    return replace(reference, origin={**reference.origin, "checkpoint": {"weights": weights_identity(folder)}})
 
 
 @pytest.mark.slow
