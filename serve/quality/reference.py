@@ -21,8 +21,6 @@ from serve.quality.surprise import SURPRISE_FEATURES
 
 SCHEMA = 1
 FILE_NAME = "quality_reference.json"
-SHIPPED = Path(__file__).parent / "references"
-"""References of checkpoints that were published without one, found by their weights."""
 KIND = "phiserve quality reference"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 GRADES = ("EXCELLENT", "GOOD", "FAIR")
@@ -242,24 +240,15 @@ class QualityReference:
 
 
 def find_reference(model_dir: Path | str) -> QualityReference:
-    """A model folder's own reference, else the one shipped with this package for exactly these weights.
+    """A model folder's own reference.
 
-    ValueError if there is neither, or if the folder's was made for other weights. One fitted without a checkpoint has
-    the text head alone and suits any weights.
+    ValueError if it has none, or one made for other weights. A reference fitted without a checkpoint has the text head
+    alone and suits any weights.
     """
     model_dir = Path(model_dir)
-    if (model_dir / FILE_NAME).is_file():
-        reference = load_reference(model_dir / FILE_NAME)
-        _require_weights(reference, model_dir)
-        return reference
-    weights = weights_identity(model_dir)
-    for path in sorted(SHIPPED.glob("*.json")):
-        reference = load_reference(path)
-        if (reference.origin.get("checkpoint") or {}).get("weights") == weights:
-            return reference
-    raise ValueError(
-        f"{model_dir} has no {FILE_NAME} and none ships for its weights; make one with `python -m serve.quality fit`"
-    )
+    reference = load_reference(model_dir / FILE_NAME)
+    _require_weights(reference, model_dir)
+    return reference
 
 
 def weights_identity(folder: Path) -> dict[str, str]:

@@ -16,7 +16,6 @@ from serve.quality.features import Feature
 from serve.quality.fit import FitConfig, fit
 from serve.quality.reference import (
     FILE_NAME,
-    SHIPPED,
     HumanRange,
     QualityReference,
     find_reference,
@@ -90,7 +89,7 @@ def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
 
 def test_a_reference_is_found_for_its_own_weights_only(tmp_path: Path, reference: QualityReference) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="none ships for its weights"):
+    with pytest.raises(ValueError, match="there is no quality reference"):
         find_reference(tmp_path)
     bound(reference, tmp_path).save(tmp_path / FILE_NAME)
     assert find_reference(tmp_path).origin["checkpoint"]["weights"] == weights_identity(tmp_path)
@@ -135,23 +134,23 @@ def test_fitting_again_gives_the_same_reference(corpus: Path) -> None:
     assert json.dumps(first.to_json()) == json.dumps(second.to_json())
 
 
-def test_the_shipped_references_load_and_prefer_prose() -> None:
-    paths = sorted(SHIPPED.glob("*.json"))
-    assert paths
-    for path in paths:
-        scorer = QualityScorer(load_reference(path))
-        words = PROSE.split()
-        shuffled = " ".join(np.random.default_rng(0).permutation(words))
-        prose, salad = scorer.score(PROSE), scorer.score(shuffled)
-        assert prose.score is not None
-        assert salad.score is not None
-        assert prose.score > 0.8
-        assert salad.score < 0.1
-        assert scorer.score("and then the cat sat down " * 30).grade == "POOR"
+def shipped_folder() -> Path:
+    """The newest version of the checkpoint that ships, among those published with a reference."""
+    versions = Path(__file__).parents[2] / "models" / "tiny_iit"
+    folders = sorted((file.parent for file in versions.glob(f"*/{FILE_NAME}")), key=lambda folder: int(folder.name))
+    if not folders:
+        pytest.skip("no version of models/tiny_iit holds a quality reference")
+    return folders[-1]
 
 
-def test_the_shipped_reference_belongs_to_the_shipped_checkpoint() -> None:
-    folder = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
-    found = find_reference(folder)
-    assert found.origin["checkpoint"]["weights"] == weights_identity(folder)
-    assert set(found.heads) == {"text", "surprise"}
+def test_the_shipped_reference_belongs_to_the_shipped_checkpoint_and_prefers_prose() -> None:
+    reference = find_reference(shipped_folder())
+    assert set(reference.heads) == {"text", "surprise"}
+    scorer = QualityScorer(reference)
+    shuffled = " ".join(np.random.default_rng(0).permutation(PROSE.split()))
+    prose, salad = scorer.score(PROSE), scorer.score(shuffled)
+    assert prose.score is not None
+    assert salad.score is not None
+    assert prose.score > 0.8
+    assert salad.score < 0.1
+    assert scorer.score("and then the cat sat down " * 30).grade == "POOR"
