@@ -1,6 +1,6 @@
 """The slow twin of serve.quality.features.text_features: the same numbers, each from its definition, piece by piece.
 
-It shares with the fast one the tables of the lexicon and what is tested by itself (repetition, sentences). No caching,
+It shares with the fast one the tables of the lexicon and what is tested by itself (repetition). No caching,
 no counting of what is equal, no bytes: the text as it stands.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from serve.quality.context_model import CONTEXT
-from serve.quality.features import TEXT_FEATURES, split_sentences
+from serve.quality.features import TEXT_FEATURES
 from serve.quality.lexicon import LETTERS, Lexicon, letter_codes, shape_of
 from serve.quality.repetition import longest_repeat, longest_run, number, seq_rep
 from serve.quality.words import PIECE
@@ -125,9 +125,16 @@ def _context_log_probability(before: list[int], chosen: int, lexicon: Lexicon) -
     return float(logits[chosen] - np.log(np.exp(logits).sum()))
 
 
+def plain_sentences(text: str) -> list[str]:
+    """Parted by white space behind a sentence's end, with up to two closing marks, and by blank lines."""
+    closing = "[\"'”’)\\]]"  # noqa: RUF001
+    end = f"(?:(?<=[.!?])|(?<=[.!?]{closing})|(?<=[.!?]{closing}{closing}))"
+    return re.split(rf"{end}\s+|\n\s*\n\s*", text)
+
+
 def _form(text: str, pieces: list[str], words: list[str]) -> list[float]:
     lengths = [len(word) for word in words]
-    sentences = [math.log(n) for n in (len(s.split()) for s in split_sentences(text)) if n] or [0.0]
+    sentences = [math.log(n) for n in (len(s.split()) for s in plain_sentences(text)) if n] or [0.0]
     marks = [piece for piece in pieces if not piece[0].isalnum()]
     ends = re.findall(r"[.!?][\"'”’)\]]*\s+[\"'“‘(\[]*(\S)", text)  # noqa: RUF001
     num_words = max(1, len(words))

@@ -27,7 +27,7 @@ from serve.quality.words import (
     windows,
 )
 from tests.quality.conftest import PROSE
-from tests.quality.plain_features import plain_text_features
+from tests.quality.plain_features import plain_sentences, plain_text_features
 
 # ruff: noqa: RUF001
 # Words the reference of the tests knows, and what is odd: capitals that grow when lowered, a sigma at a word's end,
@@ -53,6 +53,11 @@ def test_features_equal_their_slow_twins(reference: QualityReference, words: lis
     # The network is computed in float32.
     assert found.pop("context_gain") == pytest.approx(plain.pop("context_gain"), abs=1e-5)
     assert found == pytest.approx(plain, abs=1e-9)
+
+
+@given(st.text(alphabet="ab.!?\"'”’) \n\t\x1c", max_size=60))
+def test_sentences_equal_their_slow_twin(text: str) -> None:
+    assert split_sentences(text) == plain_sentences(text)
 
 
 @pytest.mark.parametrize("text", [PROSE, PROSE.upper(), PROSE.replace("e", "é"), PROSE[::-1], "the " * 200])
