@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 EVALUATION_FILE = "evaluation.json"
-WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -55,6 +55,7 @@ class Comparison:
     high: float
     margin: float
     num_pairs: int
+    pairs_of: str
     candidate_too_short: int = 0
     incumbent_too_short: int = 0
 
@@ -83,11 +84,19 @@ def rule() -> dict[str, Any]:
     return {"test": "non-inferiority", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
 
 
+def refuse_few(evaluation: Evaluation) -> None:
+    """ValueError if an evaluation holds too little to be compared with any other."""
+    for what, found in (("passages", len(evaluation.passages)), ("prompt_scores", len(evaluation.prompt_scores))):
+        if found < MIN_PAIRS:
+            raise ValueError(f"{what} has {found} entries; the gate needs {MIN_PAIRS} or more: evaluate on more text")
+
+
 def compare(candidate: Evaluation, incumbent: Evaluation, margins: Margins) -> tuple[Comparison, Comparison]:
     """Bits per byte over passages, then the score over prompts; the gate is passed if both are accepted.
 
     Raises ValueError if the two were not taken alike or hold too little to compare.
     """
+    refuse_few(candidate)
     if differing := unlike(candidate, incumbent):
         raise ValueError(f"the evaluations differ in {', '.join(differing)}; take both alike")
     return _bits_per_byte(candidate, incumbent, margins.bits_per_byte), _score(candidate, incumbent, margins.score)
@@ -106,7 +115,6 @@ def unlike(candidate: Evaluation, incumbent: Evaluation) -> tuple[str, ...]:
 
 def _bits_per_byte(candidate: Evaluation, incumbent: Evaluation, margin: float) -> Comparison:
     weights = _num_bytes(candidate)
-    _refuse_few("passages", len(weights))
     ours, theirs = (
         np.array([passage.nats for passage in model.passages]) / math.log(2) for model in (candidate, incumbent)
     )
@@ -121,12 +129,12 @@ def _bits_per_byte(candidate: Evaluation, incumbent: Evaluation, margin: float) 
         high=high,
         margin=margin,
         num_pairs=len(weights),
+        pairs_of="passages",
     )
 
 
 def _score(candidate: Evaluation, incumbent: Evaluation, margin: float) -> Comparison:
     """A continuation too short to score counts as 0: left out, a model that stops at every hard prompt would gain."""
-    _refuse_few("prompts", len(candidate.prompt_scores))
     ours, theirs = (
         np.array([0.0 if score is None else score for score in model.prompt_scores]) for model in (candidate, incumbent)
     )
@@ -143,6 +151,7 @@ def _score(candidate: Evaluation, incumbent: Evaluation, margin: float) -> Compa
         high=high,
         margin=margin,
         num_pairs=len(ours),
+        pairs_of="prompts",
         candidate_too_short=too_short[0],
         incumbent_too_short=too_short[1],
     )
@@ -164,8 +173,3 @@ def _interval(losses: FloatArray, weights: FloatArray) -> tuple[float, float]:
 
 def _num_bytes(evaluation: Evaluation) -> FloatArray:
     return np.array([passage.num_bytes for passage in evaluation.passages], dtype=np.float64)
-
-
-def _refuse_few(what: str, found: int) -> None:
-    if found < MIN_PAIRS:
-        raise ValueError(f"the evaluation has {found} {what}; the gate needs {MIN_PAIRS} or more")
