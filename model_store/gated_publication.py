@@ -22,6 +22,7 @@ from model_store.staging import hash_file
 from model_store.store import ModelStore, Published
 
 METRICS_FIELD = "gate"
+QUALITY_REFERENCE_FILE = "quality_reference.json"
 _EVALUATE = "python -m training.evaluate"
 
 
@@ -112,7 +113,7 @@ def judge(
         raise UnusableEvaluation(
             f"{str(candidate.source / EVALUATION_FILE)!r} and that of {_reference(incumbent)} were not taken alike, "
             f"they differ in {', '.join(differing)}; take the candidate's again on the incumbent's texts and with its "
-            f"quality reference: {_alike_command(candidate.source, evaluation)}"
+            f"quality reference: {_alike_command(candidate, incumbent, evaluation)}"
         )
     try:
         comparisons = compare(candidate.evaluation, evaluation, margins)
@@ -212,11 +213,18 @@ def _refuse_stale(evaluation: Evaluation, path: Path, weights_sha256: str, comma
         )
 
 
-def _alike_command(source: Path, incumbent: Evaluation) -> str:
-    protocol = incumbent.protocol
-    splits = [split.name for split in protocol.splits]
-    words = [str(source), "--splits", *splits, "--stride", protocol.stride, "--num-prompts", protocol.num_prompts]
-    return f"{_EVALUATE} {shlex.join(str(word) for word in words)} --save"
+def _alike_command(candidate: Candidate, incumbent: Entry, evaluation: Evaluation) -> str:
+    """What evaluates the candidate as the incumbent was; a word in capitals where the record does not tell."""
+    assert incumbent.manifest is not None
+    protocol, dataset = evaluation.protocol, evaluation.report.get("dataset")
+    words = [str(candidate.source), "--dataset", dataset if isinstance(dataset, str) else "DATASET"]
+    words += ["--splits", *(split.name for split in protocol.splits)]
+    for field in ("context", "stride", "num_prompts", "prompt_tokens", "new_tokens", "seed"):
+        words += [f"--{field.replace('_', '-')}", str(getattr(protocol, field))]
+    if candidate.evaluation.protocol.quality_reference_sha256 != protocol.quality_reference_sha256:
+        kept = QUALITY_REFERENCE_FILE in incumbent.manifest.files
+        words += ["--quality-reference", str(incumbent.path / QUALITY_REFERENCE_FILE) if kept else "FILE"]
+    return f"{_EVALUATE} {shlex.join(words)} --save"
 
 
 def _reference(entry: Entry) -> str:
