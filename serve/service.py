@@ -17,7 +17,7 @@ from serve.errors import ApiError
 from serve.metrics import ApiMetrics, QualityMetrics
 from serve.processes import SharedState, watch_parent
 from serve.schemas import Limits
-from serve.scoring import Scoring, missing_reference
+from serve.scoring import Budget, Scoring, missing_reference
 from serve.served_model import ServedModel
 from serve.settings import ServeSettings
 from serve.worker_pool import WorkerPool
@@ -61,7 +61,8 @@ class Service:
         if self._scorer is not None:
             counted = QualityMetrics(self.model.full_name)
             share, window = self.settings.quality_sample, self.settings.quality_window
-            self._scoring = Scoring(self._scorer, counted, share=share, window=window)
+            budget = Budget(self.settings.quality_budget)
+            self._scoring = Scoring(self._scorer, counted, share=share, window=window, budget=budget)
         self.pool = WorkerPool(
             self.folder,
             api,
