@@ -36,6 +36,8 @@ class Choice:
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
     quality: QualityReport | None = None
+    running_quality: QualityReport | None = None
+    num_scored: int = 0
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_shown: int = 0
@@ -114,6 +116,14 @@ class Completion:
         """Whether the reader asked for scores."""
         return self._plan.quality
 
+    def running_score_due(self, choice: Choice) -> bool:
+        """Whether the reader wants a score of what this choice has so far. True once for each `quality_every`."""
+        every = self._plan.quality_every
+        if every is None or choice.finished or len(choice.token_ids) // every == choice.num_scored // every:
+            return False
+        choice.num_scored = len(choice.token_ids)
+        return True
+
     @property
     def finished(self) -> bool:
         return all(choice.finished for choice in self.choices)
@@ -154,6 +164,9 @@ class Completion:
             start, choice.num_shown = choice.num_shown, len(choice.token_ids)
             body = {"index": choice.index, "text": text, "logprobs": choice.logprobs_from(start)}
             delta = f"data: {_dumps(body)}\n\n" if text or start < choice.num_shown else ""
+        if choice.running_quality is not None:
+            delta += _running_event(choice.index, choice.running_quality)
+            choice.running_quality = None
         if choice.finish_reason is None:
             return delta.encode()
         final = {
@@ -226,6 +239,11 @@ class Completion:
 def error_event(error: ApiError) -> bytes:
     """An error after the first byte of a stream."""
     return b"event: error\ndata: " + error.json_bytes() + b"\n\n"
+
+
+def _running_event(index: int, report: QualityReport) -> str:
+    shown = {"score": report.score, "grade": report.grade, "num_tokens": report.num_tokens}
+    return f"data: {_dumps({'index': index, 'text': '', 'quality': shown})}\n\n"
 
 
 def _failure(message: str) -> ApiError:

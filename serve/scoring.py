@@ -108,6 +108,10 @@ class Scoring:
         """The score of a finished choice, counted in metrics. Raises ApiError 500 if it cannot be computed."""
         return await self._run(lambda: self._generated(choice))
 
+    async def running(self, choice: "Choice") -> QualityReport:
+        """The score of what a choice has so far; in no metric. Raises ApiError 500 if it cannot be computed."""
+        return await self._run(lambda: self._score(choice))
+
     def observe(self, choice: "Choice") -> None:
         """Score a finished choice for metrics only; shed and counted if too many wait or the budget is spent."""
         self._due += self._share
@@ -156,11 +160,14 @@ class Scoring:
             self._generated(choice)
         return time.thread_time() - started
 
+    def _score(self, choice: "Choice") -> QualityReport:
+        surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
+        return self._scorer.score("".join(choice.text), surprise)
+
     def _generated(self, choice: "Choice") -> QualityReport:
         """In the scoring thread."""
         try:
-            surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
-            report = self._scorer.score("".join(choice.text), surprise)
+            report = self._score(choice)
         except Exception:
             self._metrics.result("failed")
             raise

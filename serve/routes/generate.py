@@ -145,9 +145,15 @@ class Answer:
             self._service.metrics.phase("detokenise", time.perf_counter() - started)
         if self._completion.quality:
             for choice, _ in changed:
-                if choice.finished:
-                    choice.quality = await self._service.scoring().report(choice)
+                await self._score(choice)
         return changed
+
+    async def _score(self, choice: Choice) -> None:
+        scoring = self._service.scoring()
+        if choice.finished:
+            choice.quality = await scoring.report(choice)
+        elif self._completion.running_score_due(choice):
+            choice.running_quality = await scoring.running(choice)
 
     def _acknowledge(self, changed: list[tuple[Choice, str]]) -> None:
         for choice, _ in changed:

@@ -73,6 +73,25 @@ def test_an_answer_carries_its_score_in_json_and_in_the_final_event(scored: Serv
     assert sum(whole["contributions"].values()) == pytest.approx(whole["logit"])
 
 
+def test_a_stream_has_running_scores_and_the_last_event_the_final_one(scored: ServerProcess) -> None:
+    asked = {"prompt": "Once upon a time", "max_new_tokens": 100, "ignore_eos": True, "seed": 3, "quality": True}
+    whole = scored.generate(**asked).json()["choices"][0]
+    events = scored.generate(**asked, stream=True, quality_every=32).events()
+    running = [event["quality"] for event in events[:-1] if "quality" in event]
+    assert "".join(event["text"] for event in events) == whole["text"]
+    assert [quality["num_tokens"] // 32 for quality in running] == sorted({q["num_tokens"] // 32 for q in running})
+    assert 1 <= len(running) <= 3
+    assert all(set(quality) == {"score", "grade", "num_tokens"} and quality["grade"] for quality in running)
+    assert events[-1]["quality"]["score"] == pytest.approx(whole["quality"]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("body", [{"quality_every": 31}, {"stream": False}, {"quality": False}])
+def test_running_scores_need_a_stream_and_quality_and_32_tokens(scored: ServerProcess, body: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"prompt": "a", "stream": True, "quality": True, "quality_every": 32}
+    answer = scored.generate(**(asked | body))
+    assert (answer.status, answer.json()["error"]["field"]) == (422, "quality_every")
+
+
 def test_the_list_of_models_tells_the_page_whether_scores_can_be_had(
     scored: ServerProcess, server: ServerProcess
 ) -> None:
