@@ -48,6 +48,7 @@ class GenerateRequest(BaseModel):
     quality_every: int | None = Field(
         None, ge=32, description="also the score of the text so far, each time that so many tokens have come (stream)"
     )
+    phi: bool = Field(False, description="add Phi of the last layer's heads over each choice, with its null")
 
 
 SAMPLING_FIELDS = tuple(
@@ -88,6 +89,7 @@ class Plan:
     seeds: list[int]
     quality: bool = False
     quality_every: int | None = None
+    phi: bool = False
 
 
 def parse(body: bytes) -> GenerateRequest:
@@ -119,6 +121,8 @@ def check_sizes(request: GenerateRequest, settings: ServeSettings) -> tuple[str,
     if request.quality_every is not None and not (request.stream and request.quality):
         message = "scores a text while it streams"
         raise refuse("quality_every", request.quality_every, message, 'send "stream": true and "quality": true with it')
+    if request.phi and not settings.phi_diagnostic:
+        raise refuse("phi", True, "is not measured by this server", "start it with --phi-diagnostic")
     prompts = prompts_of(request)
     if not 1 <= len(prompts) <= settings.max_prompts:
         message = f"lists {len(prompts)} texts"
@@ -186,7 +190,9 @@ def plan(request: GenerateRequest, prompts: list[list[int]], model: ServedModel,
     except ValueError as error:
         raise ApiError(422, str(error), remedy="change the value as the message says") from error
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    return Plan(jobs, stop, request.logprobs, request.stream, seeds, request.quality, request.quality_every)
+    return Plan(
+        jobs, stop, request.logprobs, request.stream, seeds, request.quality, request.quality_every, request.phi
+    )
 
 
 def _max_new_tokens(request: GenerateRequest, num_prompt: int, model: ServedModel, limits: Limits) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from serve import channel
 from serve.errors import ApiError
 from serve.metrics import ApiMetrics, QualityMetrics
+from serve.phi_client import PhiClient
 from serve.processes import SharedState, watch_parent
 from serve.schemas import Limits
 from serve.scoring import Budget, Scoring, missing_reference
@@ -50,6 +51,7 @@ class Service:
         self.api = -1
         self.pool: WorkerPool
         self.metrics: ApiMetrics
+        self.phi: PhiClient
         self._keys = [key.encode() for key in settings.secret_keys()]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,6 +60,7 @@ class Service:
         self.api = api
         watch_parent(self.folder)
         self.metrics = ApiMetrics(self.model.full_name, api, timing=self.settings.step_timing)
+        self.phi = PhiClient(self.folder)
         if self._scorer is not None:
             counted = QualityMetrics(self.model.full_name)
             share, window = self.settings.quality_sample, self.settings.quality_window
