@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ _LEAST_PROMPTS = 20  # MAUVE's
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What decides a result, besides model, text and quality reference. context, stride: tokens; None: see run."""
+    """What decides a result, besides model, text and quality reference. context, stride: tokens; None: see fitted()."""
 
     splits: tuple[str, ...] = ("valid", "test")
     context: int | None = None
@@ -141,16 +141,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scorer(reference: Path | None, model_dir: Path) -> QualityScorer:
-    if reference is not None:
-        return QualityScorer.load(reference)
     try:
-        return QualityScorer.load(model_dir)
+        return QualityScorer.load(reference or model_dir)
     except ValueError as error:
-        raise ValueError(
-            f"{error} --corpus TEXT --checkpoint {model_dir}, or pass --quality-reference FILE"
-            if "none ships" in str(error)
-            else str(error)
-        ) from error
+        raise ValueError(f"{error}; --quality-reference FILE takes one from elsewhere") from error
 
 
 def _weights(model_dir: Path) -> Path:
@@ -218,16 +212,15 @@ class Evaluation:
 
     def run(self, sections: Sections, continuer: Continuer) -> dict[str, Any]:
         """The content of evaluation.json."""
-        splits = {
-            name: sections.get(f"text {name}", None, lambda n=name: self._split(n)) for name in self.config.splits
-        }
+        splits = {name: sections.get(f"text {name}", None, partial(self._split, name)) for name in self.config.splits}
         phi = sections.get("phi", None, lambda: {"layers": self._phi()})
         prompts, bootstrap = self.prompts, (self.config.num_bootstrap, self.config.seed)
         human = sections.get("human", None, lambda: measure_human(self.scorer, prompts, *bootstrap))
         decodings = {}
         for name, setting in self._settings().items():
+            # By setting, not by name: own defaults that equal a preset are generated once.
             decodings[name] = sections.get(
-                f"decoding {name}", setting, lambda n=name, s=setting: self._decoding(n, s, continuer)
+                f"decoding {_shown(setting)}", setting, partial(self._decoding, setting, continuer)
             )
         passages = [p for name in self.config.splits for p in splits[name].pop("passages")]
         scores = {name: found.pop("scores") for name, found in decodings.items()}
@@ -284,25 +277,18 @@ class Evaluation:
         )
 
     def _settings(self) -> dict[str, dict[str, Any]]:
-        """Decoding settings by name; each leaves what it does not say at SamplingParams' default."""
-        defaults = default_sampling_params(self.model_dir)
-        own = {f.name: getattr(defaults, f.name) for f in fields(defaults) if f.name not in ("max_new_tokens", "seed")}
-        plain = SamplingParams()
-        changed = {name: value for name, value in own.items() if value != getattr(plain, name)}
-        return {OWN: changed, **{name: dict(preset) for name, preset in PRESETS.items()}}
+        """Decoding settings by name: temperature, top_p, and what differs from SamplingParams' defaults."""
+        named = {OWN: default_sampling_params(self.model_dir)}
+        named |= {name: SamplingParams(**preset) for name, preset in PRESETS.items()}
+        return {name: _stated(params) for name, params in named.items()}
 
-    def _decoding(self, name: str, setting: dict[str, Any], continuer: Continuer) -> dict[str, Any]:
+    def _decoding(self, setting: dict[str, Any], continuer: Continuer) -> dict[str, Any]:
         config = self.config
         seeds = range(config.seed, config.seed + len(self.prompts))
-        with _bar(f"decoding {name}", config.num_prompts * config.new_tokens, "tok") as bar:
+        with _bar(f"write {_shown(setting)}", config.num_prompts * config.new_tokens, "tok") as bar:
             written = continuer(self.prompts, setting, seeds=seeds, progress=bar.update)
-        with _bar(f"judging {name}", None, "it"):
-            return {
-                "setting": setting,
-                **measure_decoding(
-                    self.model_dir, self.scorer, self.prompts, written, config.num_bootstrap, config.seed
-                ),
-            }
+        judged = measure_decoding(self.model_dir, self.scorer, self.prompts, written, config.num_bootstrap, config.seed)
+        return {"setting": setting, **judged}
 
     def _samples(self, texts: dict[str, list[str]]) -> list[dict[str, Any]]:
         """The first prompts of the random order they were drawn in: not chosen, not edited."""
@@ -316,7 +302,19 @@ class Evaluation:
         ]
 
 
-def _bar(what: str, total: int | None, unit: str) -> Any:
+def _stated(params: SamplingParams) -> dict[str, Any]:
+    plain = SamplingParams()
+    of_the_run = ("max_new_tokens", "seed")
+    values = {f.name: getattr(params, f.name) for f in fields(params) if f.name not in of_the_run}
+    always = ("temperature", "top_p")
+    return {name: value for name, value in values.items() if name in always or value != getattr(plain, name)}
+
+
+def _shown(setting: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in setting.items())
+
+
+def _bar(what: str, total: int, unit: str) -> Any:
     return tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True)
 
 
@@ -325,6 +323,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = EvaluateConfig(**{**values, "splits": tuple(arguments.splits)})
     resolved = ModelStore(default_root()).resolve(arguments.model)
     _refuse_published(resolved, arguments.save)
+    named = {} if arguments.name is None else {"name": validate_name(arguments.name)}
     model_dir = resolved.path
     _lead_id(model_dir)
     config = config.fitted(read_max_model_len(read_config(model_dir)))
@@ -334,9 +333,7 @@ def _run(arguments: argparse.Namespace) -> int:
     continuer = Continuer(model_dir, arguments.runner, arguments.num_threads)
     sections = Sections(output / "sections", evaluation.identity(continuer.runner_name))
     content = evaluation.run(sections, continuer)
-    content["report"]["model"] = f"{resolved.name}@{resolved.version}"
-    if arguments.name is not None:
-        content["report"]["name"] = validate_name(arguments.name)
+    content["report"] |= {"model": f"{resolved.name}@{resolved.version}", **named}
     data = (json.dumps(content, allow_nan=False) + "\n").encode()
     replace_file(output / "evaluation.html", page(content).encode())
     replace_file(output / FILE_NAME, data)
