@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.quality.reference import SHIPPED
+from tests.test_repository import ROOT
 from tests.train_loop.small_model import EOS, byte_tokenizer, save_small_model
 from training import evaluate
 from training.evaluation_sections import bits_per_byte, describe_split, load_model
@@ -33,7 +33,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(model_dir: Path, text: Path, output: Path, *more: str) -> list[str]:
     line = f"{model_dir} --dataset {text} --num-prompts 20 --prompt-tokens 8 --new-tokens 40 --num-bootstrap 50"
-    reference = SHIPPED / "tiny_iit-1.json"
+    reference = ROOT / "models" / "tiny_iit" / "2" / "quality_reference.json"
     return [*line.split(), *f"--quality-reference {reference} --num-threads 1 --output {output}".split(), *more]
 
 
