@@ -140,7 +140,7 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
     if options.gate is None:
         gate_only = {"--force": options.force, "--reason": options.reason, "--margin-bits": options.margin_bits}
         gate_only |= {"--margin-score": options.margin_score, "--incumbent-evaluation": options.incumbent_evaluation}
-        if given := [flag for flag, value in gate_only.items() if value not in (None, False)]:
+        if given := [flag for flag, value in gate_only.items() if value is not None and value is not False]:
             raise UsageError(f"{', '.join(given)} is for the gate; add --gate ALIAS or leave it out")
         if options.name is None:
             raise UsageError("NAME is not given; give the name to publish under")
