@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from model_store.gated_publication import (
     publish_judged,
     read_candidate,
 )
+from model_store.gguf import converted, find_gguf
 from model_store.names import validate_alias, validate_name, validate_version
 from model_store.store import ROOT_VARIABLE, ModelStore, Published, default_root
 
@@ -151,9 +153,11 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 
 
 def _import(store: ModelStore, options: argparse.Namespace) -> int:
-    published = store.import_folder(
-        options.source, options.name, version=options.version, notes=options.notes, max_bytes=options.max_bytes
-    )
+    file = find_gguf(options.source)
+    with nullcontext(options.source) if file is None else converted(file) as folder:
+        published = store.import_folder(
+            folder, options.name, version=options.version, notes=options.notes, max_bytes=options.max_bytes
+        )
     return _report(store, published, options)
 
 
@@ -253,9 +257,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_publish(commands, readers)
 
-    command = commands.add_parser("import", parents=readers, help="take in a Hugging Face folder from anywhere")
-    command.add_argument("source", type=Path, help="a Hugging Face model folder")
-    command.add_argument("--name", type=name, help="default: the folder's name")
+    command = commands.add_parser("import", parents=readers, help="take in a Hugging Face folder or a GGUF file")
+    command.add_argument("source", type=Path, help="a Hugging Face model folder, a GGUF file, or a folder with one")
+    command.add_argument("--name", type=name, help="default: the folder's or the GGUF file's name")
     _add_source_options(command)
     command.set_defaults(run=_import)
 

@@ -1,10 +1,13 @@
-"""What scoring every generation costs: 32 clients of one server, rounds with and without "quality" interleaved.
+"""What scoring costs: 32 clients of two servers side by side, rounds of three kinds interleaved in changing order.
 
-    python scripts/benchmark_quality.py --model models/tiny_iit/1 --rounds 10
+    python scripts/benchmark_quality.py --model models/tiny_iit/1
 
-Prints the tokens per second of each round and the mean ratio on/off with a 95 % interval over pairs of rounds (normal).
-With "quality" the reader waits for the score and its JSON is written, so this is
-no less than scoring for metrics costs.
+off      a server that scores nothing (--quality-sample 0)
+metrics  a server that scores for /metrics within its default budget
+asked    the first server again, with "quality": true in every request: the reader waits for the score
+
+Prints the tokens per second of each round and, of metrics/off and asked/off, the mean ratio with a 95 % interval over
+rounds (Student's t). About 100 s at its defaults.
 """
 
 import argparse
@@ -20,6 +23,11 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 CLIENTS = 32
+KINDS = ("off", "metrics", "asked")
+MEAN_TOKENS = 160
+SHARE = 0.01  # the default of --quality-budget
+# 97.5 % quantile of Student's t by degrees of freedom
+T_QUANTILES = {7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042}
 
 
 def free_port() -> int:
@@ -28,40 +36,60 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(model: str, port: int) -> "subprocess.Popen[bytes]":
-    """A server that scores only what it is asked to, ready to answer."""
-    flags = ["--model", model, "--port", str(port), "--quality-sample", "0"]
-    process = subprocess.Popen([sys.executable, "-m", "serve", *flags], stdout=subprocess.DEVNULL)
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit("the server ended: see its message above")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
-            return process
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    process.terminate()
-    raise SystemExit("the server was not ready within 60 s")
+class Server:
+    """`python -m serve` with these flags, ready to answer."""
+
+    def __init__(self, model: str, *flags: str) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "serve", "--model", model, "--port", str(self.port), *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(600):
+            if self.process.poll() is not None:
+                raise SystemExit("the server ended: see its message above")
+            try:
+                self.get("/readyz")
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        self.stop()
+        raise SystemExit("the server was not ready within 60 s")
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def generate(self, asked: dict[str, object]) -> int:
+        """Tokens written."""
+        url, body = f"http://127.0.0.1:{self.port}/generate", json.dumps(asked).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
+            return int(json.load(answer)["usage"]["completion_tokens"])
+
+    def results(self) -> str:
+        """What became of the scores for metrics."""
+        name = "phiserve_quality_choices_total"
+        lines = (line for line in self.get("/metrics").splitlines() if line.startswith(name))
+        return ", ".join(line.split('result="')[1].replace('"}', "") for line in lines)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
 
-def tokens_per_second(port: int, requests: int, quality: bool) -> float:
+def tokens_per_second(server: Server, requests: int, quality: bool) -> float:
     """Each client sends its requests one after the other, of 64 to 256 tokens, the same in every round."""
 
     def client(number: int) -> int:
         total = 0
         for i in range(requests):
-            tokens = 64 + (number * 37 + i * 61) % 193
             asked = {
                 "prompt": "Once upon a time",
-                "max_new_tokens": tokens,
+                "max_new_tokens": 64 + (number * 37 + i * 61) % 193,
                 "ignore_eos": True,
                 "seed": number + 100 * i,
+                "quality": quality,
             }
-            body = json.dumps(asked | {"quality": quality}).encode()
-            url = f"http://127.0.0.1:{port}/generate"
-            request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
-                total += json.load(answer)["usage"]["completion_tokens"]
+            total += server.generate(asked)
         return total
 
     started = time.perf_counter()
@@ -70,30 +98,50 @@ def tokens_per_second(port: int, requests: int, quality: bool) -> float:
     return total / (time.perf_counter() - started)
 
 
+def ratio(name: str, values: list[float]) -> str:
+    """Mean with its interval."""
+    quantile = T_QUANTILES[max(known for known in T_QUANTILES if known <= len(values) - 1)]
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return f"{name}/off {mean:.4f} [{mean - half:.4f}, {mean + half:.4f}], n={len(values)} rounds, {CLIENTS} clients"
+
+
+def measure(servers: dict[str, Server], rounds: int, seconds: float) -> None:
+    """Print everything."""
+    for kind in KINDS:
+        tokens_per_second(servers[kind], 1, False)  # warm
+    speed = tokens_per_second(servers["off"], 2, False)
+    requests = max(1, round(speed * seconds / (CLIENTS * MEAN_TOKENS)))
+    ratios: dict[str, list[float]] = {"metrics": [], "asked": []}
+    for number in range(rounds):
+        order = [KINDS[(number + i) % 3] for i in range(3)][:: 1 if number % 2 else -1]
+        speeds = {kind: tokens_per_second(servers[kind], requests, kind == "asked") for kind in order}
+        for kind, values in ratios.items():
+            values.append(speeds[kind] / speeds["off"])
+        print(f"round {number}:", ", ".join(f"{kind} {speeds[kind]:.0f}" for kind in KINDS), "tokens/s", flush=True)
+    for kind, values in ratios.items():
+        print(ratio(kind, values))
+    print("scores for metrics:", servers["metrics"].results())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/tiny_iit/1")
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of rounds, at least 8")
-    parser.add_argument("--requests", type=int, default=4, help="requests of each client in a round")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each kind, at least 8")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     options = parser.parse_args()
     if options.rounds < 8:
-        parser.error(f"--rounds is {options.rounds}: a normal interval needs at least 8")
-    port = free_port()
-    server = start(options.model, port)
+        parser.error(f"--rounds is {options.rounds}: an interval needs at least 8")
+    off = Server(options.model, "--quality-sample", "0")
     try:
-        tokens_per_second(port, 1, True)  # warm
-        ratios = []
-        for pair in range(options.rounds):
-            order = (True, False) if pair % 2 else (False, True)
-            speed = {quality: tokens_per_second(port, options.requests, quality) for quality in order}
-            ratios.append(speed[True] / speed[False])
-            print(f"round {pair}: on {speed[True]:.0f} tokens/s, off {speed[False]:.0f}, ratio {ratios[-1]:.4f}")
+        # It works in one round of three and would save the budget of the others: so it gets a third of it.
+        metrics = Server(options.model, "--quality-budget", str(SHARE / len(KINDS)))
+        try:
+            measure({"off": off, "asked": off, "metrics": metrics}, options.rounds, options.seconds)
+        finally:
+            metrics.stop()
     finally:
-        server.terminate()
-        server.wait(60)
-    half = 1.96 * statistics.stdev(ratios) / math.sqrt(len(ratios))
-    mean = statistics.mean(ratios)
-    print(f"on/off {mean:.4f} [{mean - half:.4f}, {mean + half:.4f}], n={len(ratios)} pairs, {CLIENTS} clients")
+        off.stop()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ class Choice:
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
     quality: QualityReport | None = None
+    phi: dict[str, Any] | None = None
+    running_quality: QualityReport | None = None
+    num_scored: int = 0
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_shown: int = 0
@@ -115,6 +118,22 @@ class Completion:
         return self._plan.quality
 
     @property
+    def wants_phi(self) -> bool:
+        return self._plan.phi
+
+    def prompt_of(self, choice: Choice) -> list[int]:
+        """The token ids that this choice continues."""
+        return self._plan.jobs[choice.index].prompt_ids
+
+    def running_score_due(self, choice: Choice) -> bool:
+        """Whether the reader wants a score of what this choice has so far. True once for each `quality_every`."""
+        every = self._plan.quality_every
+        if every is None or choice.finished or len(choice.token_ids) // every == choice.num_scored // every:
+            return False
+        choice.num_scored = len(choice.token_ids)
+        return True
+
+    @property
     def finished(self) -> bool:
         return all(choice.finished for choice in self.choices)
 
@@ -154,6 +173,9 @@ class Completion:
             start, choice.num_shown = choice.num_shown, len(choice.token_ids)
             body = {"index": choice.index, "text": text, "logprobs": choice.logprobs_from(start)}
             delta = f"data: {_dumps(body)}\n\n" if text or start < choice.num_shown else ""
+        if choice.running_quality is not None:
+            delta += _running_event(choice.index, choice.running_quality)
+            choice.running_quality = None
         if choice.finish_reason is None:
             return delta.encode()
         final = {
@@ -164,8 +186,7 @@ class Completion:
             "usage": _usage(choice.num_prompt, len(choice.token_ids)),
             "timing": self._timing([choice]),
         }
-        if choice.quality is not None:
-            final["quality"] = choice.quality.to_json()
+        final |= _diagnostics(choice)
         return f"{delta}data: {_dumps(final)}\n\n".encode()
 
     def body(self, model: str, request_id: str) -> bytes:
@@ -180,9 +201,7 @@ class Completion:
             }
             if self._plan.logprobs is not None:
                 shown["logprobs"] = choice.logprobs_from(0)
-            if choice.quality is not None:
-                shown["quality"] = choice.quality.to_json()
-            choices.append(shown)
+            choices.append(shown | _diagnostics(choice))
         totals = self.totals()
         answer = {
             "id": request_id,
@@ -226,6 +245,21 @@ class Completion:
 def error_event(error: ApiError) -> bytes:
     """An error after the first byte of a stream."""
     return b"event: error\ndata: " + error.json_bytes() + b"\n\n"
+
+
+def _diagnostics(choice: Choice) -> dict[str, Any]:
+    """What the reader asked to know about the text."""
+    shown: dict[str, Any] = {}
+    if choice.quality is not None:
+        shown["quality"] = choice.quality.to_json()
+    if choice.phi is not None:
+        shown["phi"] = choice.phi
+    return shown
+
+
+def _running_event(index: int, report: QualityReport) -> str:
+    shown = {"score": report.score, "grade": report.grade, "num_tokens": report.num_tokens}
+    return f"data: {_dumps({'index': index, 'text': '', 'quality': shown})}\n\n"
 
 
 def _failure(message: str) -> ApiError:

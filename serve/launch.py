@@ -33,6 +33,7 @@ def launch(arguments: Sequence[str]) -> None:
 
 def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
     from serve.litserve_shell import WorkerConfig, run_server
+    from serve.phi_process import start_phi_process
     from serve.scoring import load_scorer
     from serve.service import Service
 
@@ -54,6 +55,8 @@ def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
         step_timing=settings.step_timing,
         log_level=settings.log_level,
     )
+    if settings.phi_diagnostic:
+        start_phi_process(folder, model.path)
     run_server(config, Service(settings, model, folder, SharedState(settings.api_servers), quality))
 
 

@@ -97,7 +97,7 @@ TABLE = (
     Row(
         "phiserve_quality_choices_total",
         "counter",
-        "Choices by what became of their score: scored, short (fewer than 32 tokens), shed (too many waited), failed.",
+        "Choices by what became of their score: scored, short (under 32 tokens), shed (beyond the budget), failed.",
         ("gen_ai_request_model", "result"),
     ),
     Row(
@@ -217,6 +217,7 @@ class QualityMetrics:
         self._score = m["phiserve_quality_score"].labels(model)
         self._grades = {grade: m["phiserve_quality_grades_total"].labels(model, grade) for grade in GRADES}
         self._results = {name: m["phiserve_quality_choices_total"].labels(model, name) for name in RESULTS}
+        self._sums: dict[str, Any] = {}
 
     def result(self, name: str) -> None:
         self._results[name].inc()
@@ -229,9 +230,10 @@ class QualityMetrics:
         self.result("scored")
         self._score.observe(report.score)
         self._grades[report.grade].inc()
-        sums = _registry["phiserve_quality_feature_sum"]
         for name, value in report.features.items():
-            sums.labels(self._model, name).inc(value)
+            if name not in self._sums:
+                self._sums[name] = _registry["phiserve_quality_feature_sum"].labels(self._model, name)
+            self._sums[name].inc(value)
 
     def drift(self, index: float) -> None:
         """Made at the first call: the figure is absent until a window has enough scores."""

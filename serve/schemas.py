@@ -45,6 +45,10 @@ class GenerateRequest(BaseModel):
     logprobs: int | None = Field(None, ge=0, description="report log-probabilities and so many alternatives")
     stream: bool = Field(False, description="answer with server-sent events")
     quality: bool = Field(False, description="add the quality score of each choice, with its reasons")
+    quality_every: int | None = Field(
+        None, ge=32, description="also the score of the text so far, each time that so many tokens have come (stream)"
+    )
+    phi: bool = Field(False, description="add Phi of the last layer's heads over each choice, with its null")
 
 
 SAMPLING_FIELDS = tuple(
@@ -84,6 +88,8 @@ class Plan:
     stream: bool
     seeds: list[int]
     quality: bool = False
+    quality_every: int | None = None
+    phi: bool = False
 
 
 def parse(body: bytes) -> GenerateRequest:
@@ -112,6 +118,11 @@ def check_sizes(request: GenerateRequest, settings: ServeSettings) -> tuple[str,
         value = getattr(request, field)
         if value is not None and value > most:
             raise refuse(field, value, f"is {value}, more than this server allows", f"give at most {most}")
+    if request.quality_every is not None and not (request.stream and request.quality):
+        message = "scores a text while it streams"
+        raise refuse("quality_every", request.quality_every, message, 'send "stream": true and "quality": true with it')
+    if request.phi and not settings.phi_diagnostic:
+        raise refuse("phi", True, "is not measured by this server", "start it with --phi-diagnostic")
     prompts = prompts_of(request)
     if not 1 <= len(prompts) <= settings.max_prompts:
         message = f"lists {len(prompts)} texts"
@@ -179,7 +190,9 @@ def plan(request: GenerateRequest, prompts: list[list[int]], model: ServedModel,
     except ValueError as error:
         raise ApiError(422, str(error), remedy="change the value as the message says") from error
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    return Plan(jobs, stop, request.logprobs, request.stream, seeds, request.quality)
+    return Plan(
+        jobs, stop, request.logprobs, request.stream, seeds, request.quality, request.quality_every, request.phi
+    )
 
 
 def _max_new_tokens(request: GenerateRequest, num_prompt: int, model: ServedModel, limits: Limits) -> int:

@@ -1,10 +1,14 @@
 """Scores of what is generated, beside the event loop: one thread, a bounded backlog, metrics. No routes, no engine.
 
 A score holds the interpreter for about a millisecond, so the thread bounds
-what other streams wait, it does not remove it.
+what other streams wait, it does not remove it. What nobody asked for has a
+budget of processor time, and what does not fit is shed before any work is done
+for it.
 """
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +28,13 @@ MOST_WAITING = 64
 """Scores. With so many waiting, those that only metrics want are shed and POST /quality/score answers 429."""
 
 
+BURST_SECONDS = 10.0
+"""Seconds of budget that an idle process saves up."""
+FIRST_COST = 0.001
+"""Processor seconds of a score, until one has been measured."""
+_NEWEST = 0.1  # weight of the newest cost in their running mean
+
+
 def load_scorer(model_path: Path) -> tuple[QualityScorer | None, str]:
     """The checkpoint's scorer, or None and why. Raises StartupError for a reference that is there but broken."""
     try:
@@ -40,12 +51,48 @@ def missing_reference(why: str) -> ApiError:
     return ApiError(422, f"quality cannot be scored: {why}", field="quality", remedy=remedy)
 
 
+class Budget:
+    """A bucket of processor seconds that fills at `share` of a core. Not safe to share between threads.
+
+    Whether a score is paid for depends on those before it and on the clock, never on what is to be scored: the mean
+    cost is taken first and set right when the true one is known.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share = share
+        self._clock = clock
+        self._credit = share * BURST_SECONDS
+        self._filled_at = clock()
+        self._cost = FIRST_COST
+
+    def take(self) -> float | None:
+        """Pay for one score: what was taken, in seconds; None if there is not enough."""
+        now = self._clock()
+        self._credit = min(self._share * BURST_SECONDS, self._credit + self._share * (now - self._filled_at))
+        self._filled_at = now
+        if self._credit < self._cost:
+            return None
+        self._credit -= self._cost
+        return self._cost
+
+    def settle(self, taken: float, spent: float) -> None:
+        """Give the difference to what the score really took back, or take it too."""
+        self._credit += taken - spent
+        self._cost += _NEWEST * (spent - self._cost)
+
+
 class Scoring:
     """One HTTP process' scorer."""
 
-    def __init__(self, scorer: QualityScorer, metrics: "QualityMetrics", *, share: float, window: int) -> None:
-        """share: of the generations that only metrics want, from 0 to 1. window: scores in the drift figure."""
+    def __init__(
+        self, scorer: QualityScorer, metrics: "QualityMetrics", *, share: float, window: int, budget: Budget
+    ) -> None:
+        """share: of the generations that only metrics want, from 0 to 1, and budget: what they may cost.
+
+        window: scores in the drift figure.
+        """
         self._scorer = scorer
+        self._budget = budget
         self._metrics = metrics
         self._share = share
         self._due = 0.0
@@ -61,19 +108,24 @@ class Scoring:
         """The score of a finished choice, counted in metrics. Raises ApiError 500 if it cannot be computed."""
         return await self._run(lambda: self._generated(choice))
 
+    async def running(self, choice: "Choice") -> QualityReport:
+        """The score of what a choice has so far; in no metric. Raises ApiError 500 if it cannot be computed."""
+        return await self._run(lambda: self._score(choice))
+
     def observe(self, choice: "Choice") -> None:
-        """Score a finished choice for metrics only: every one at share 1; shed and counted if too many wait."""
+        """Score a finished choice for metrics only; shed and counted if too many wait or the budget is spent."""
         self._due += self._share
         if self._due < 1:
             return
         self._due -= 1
-        if self._waiting >= MOST_WAITING:
+        taken = None if self._waiting >= MOST_WAITING else self._budget.take()
+        if taken is None:
             self._metrics.result("shed")
             return
         self._count(1)
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, lambda: self._generated(choice))
-        future.add_done_callback(self._observed)
+        future = loop.run_in_executor(self._thread, lambda: self._timed(choice))
+        future.add_done_callback(lambda done: self._observed(done, taken))
 
     async def texts(self, texts: list[str]) -> list[QualityReport]:
         """Scores of given texts, one at a time so that generations come in between; in no metric.
@@ -93,19 +145,29 @@ class Scoring:
         finally:
             self._count(-1)
 
-    def _observed(self, future: "asyncio.Future[QualityReport]") -> None:
+    def _observed(self, future: "asyncio.Future[float]", taken: float) -> None:
         self._count(-1)
         if not future.cancelled():
-            future.exception()  # counted as failed where it was raised
+            self._budget.settle(taken, future.result())
 
     def _count(self, change: int) -> None:
         self._waiting += change
 
+    def _timed(self, choice: "Choice") -> float:
+        """Processor seconds that scoring for metrics took. In the scoring thread."""
+        started = time.thread_time()
+        with contextlib.suppress(ValueError):  # counted as failed where it was raised
+            self._generated(choice)
+        return time.thread_time() - started
+
+    def _score(self, choice: "Choice") -> QualityReport:
+        surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
+        return self._scorer.score("".join(choice.text), surprise)
+
     def _generated(self, choice: "Choice") -> QualityReport:
         """In the scoring thread."""
         try:
-            surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
-            report = self._scorer.score("".join(choice.text), surprise)
+            report = self._score(choice)
         except Exception:
             self._metrics.result("failed")
             raise

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from serve import channel
 from serve.errors import ApiError
 from serve.metrics import ApiMetrics, QualityMetrics
+from serve.phi_client import PhiClient
 from serve.processes import SharedState, watch_parent
 from serve.schemas import Limits
-from serve.scoring import Scoring, missing_reference
+from serve.scoring import Budget, Scoring, missing_reference
 from serve.served_model import ServedModel
 from serve.settings import ServeSettings
 from serve.worker_pool import WorkerPool
@@ -50,6 +51,7 @@ class Service:
         self.api = -1
         self.pool: WorkerPool
         self.metrics: ApiMetrics
+        self.phi: PhiClient
         self._keys = [key.encode() for key in settings.secret_keys()]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,10 +60,12 @@ class Service:
         self.api = api
         watch_parent(self.folder)
         self.metrics = ApiMetrics(self.model.full_name, api, timing=self.settings.step_timing)
+        self.phi = PhiClient(self.folder)
         if self._scorer is not None:
             counted = QualityMetrics(self.model.full_name)
             share, window = self.settings.quality_sample, self.settings.quality_window
-            self._scoring = Scoring(self._scorer, counted, share=share, window=window)
+            budget = Budget(self.settings.quality_budget)
+            self._scoring = Scoring(self._scorer, counted, share=share, window=window, budget=budget)
         self.pool = WorkerPool(
             self.folder,
             api,

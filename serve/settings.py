@@ -51,7 +51,11 @@ class ServeSettings(BaseSettings):
     max_logprobs: int = Field(20, ge=0, description="most alternatives for each token")
     max_score_texts: int = Field(64, ge=1, description="most texts in one request to /quality/score")
     quality_sample: float = Field(1.0, ge=0, le=1, description="share of the generations scored for /metrics")
+    quality_budget: float = Field(
+        0.01, ge=0, le=1, description="share of a core that scoring for /metrics may take in each HTTP process"
+    )
     quality_window: int = Field(1000, ge=100, description="scores in each HTTP process' drift figure")
+    phi_diagnostic: bool = Field(False, description='answer "phi": true; a process with its own copy of the model')
     stream_window: int = Field(
         512, ge=8, description="tokens that a stream may be ahead of its reader before it is paused"
     )

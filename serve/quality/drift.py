@@ -20,14 +20,19 @@ def stability_index(scores: Iterable[float], percentiles: Sequence[float]) -> fl
 
     ValueError without scores.
     """
-    edges = sorted(set(percentiles[10:100:10]))
-    expected, seen = _counts(percentiles, edges), _counts(scores, edges)
+    edges = _edges(percentiles)
+    seen = _counts(scores, edges)
     if not sum(seen):
         raise ValueError("scores is empty: give at least one")
-    total = 0.0
-    for want, have in zip(_shares(expected), _shares(seen), strict=True):
-        total += (have - want) * math.log(have / want)
-    return total
+    return _index(_shares(_counts(percentiles, edges)), _shares(seen))
+
+
+def _index(expected: Sequence[float], seen: Sequence[float]) -> float:
+    return sum((have - want) * math.log(have / want) for want, have in zip(expected, seen, strict=True))
+
+
+def _edges(percentiles: Sequence[float]) -> list[float]:
+    return sorted(set(percentiles[10:100:10]))
 
 
 def _counts(scores: Iterable[float], edges: Sequence[float]) -> list[int]:
@@ -49,10 +54,16 @@ class DriftWindow:
         """size: scores that are kept, at least LEAST. ValueError below."""
         if size < LEAST:
             raise ValueError(f"size is {size}: give at least {LEAST} scores")
-        self._percentiles = percentiles
-        self._scores: deque[float] = deque(maxlen=size)
+        self._edges = _edges(percentiles)
+        self._expected = _shares(_counts(percentiles, self._edges))
+        self._seen = _counts((), self._edges)
+        self._bins: deque[int] = deque()
+        self._size = size
 
     def add(self, score: float) -> float | None:
         """PSI of the window with this score in it; None until it holds LEAST scores."""
-        self._scores.append(score)
-        return stability_index(self._scores, self._percentiles) if len(self._scores) >= LEAST else None
+        if len(self._bins) == self._size:
+            self._seen[self._bins.popleft()] -= 1
+        self._bins.append(bisect_right(self._edges, score))
+        self._seen[self._bins[-1]] += 1
+        return _index(self._expected, _shares(self._seen)) if len(self._bins) >= LEAST else None

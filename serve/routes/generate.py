@@ -49,6 +49,8 @@ class GenerateRoute:
         plan = await self._plan(asked, limits)
         if plan.quality:
             service.scoring()  # refuses before anything is computed
+        if plan.phi:
+            service.phi.check_room()
         service.check_room(len(plan.jobs))
         window = service.settings.stream_window if plan.stream else 0
         try:
@@ -145,9 +147,19 @@ class Answer:
             self._service.metrics.phase("detokenise", time.perf_counter() - started)
         if self._completion.quality:
             for choice, _ in changed:
+                await self._score(choice)
+        if self._completion.wants_phi:
+            for choice, _ in changed:
                 if choice.finished:
-                    choice.quality = await self._service.scoring().report(choice)
+                    choice.phi = await self._service.phi.measure(self._completion.prompt_of(choice), choice.token_ids)
         return changed
+
+    async def _score(self, choice: Choice) -> None:
+        scoring = self._service.scoring()
+        if choice.finished:
+            choice.quality = await scoring.report(choice)
+        elif self._completion.running_score_due(choice):
+            choice.running_quality = await scoring.running(choice)
 
     def _acknowledge(self, changed: list[tuple[Choice, str]]) -> None:
         for choice, _ in changed:

@@ -1,6 +1,8 @@
 """Scores over HTTP: beside an answer, of given texts, and in the metrics."""
 
 import asyncio
+import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from serve.errors import ApiError, StartupError
 from serve.metrics import _registry
 from serve.quality.drift import LEAST, DriftWindow, stability_index
 from serve.routes.quality import parse_score
-from serve.scoring import MOST_WAITING, Scoring, load_scorer
+from serve.scoring import BURST_SECONDS, FIRST_COST, MOST_WAITING, Budget, Scoring, load_scorer
 from tests.http.server_process import ServerProcess
 
 CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
@@ -25,7 +27,7 @@ PROSE = "The old man walked slowly down to the river, for the morning was cold a
 
 @pytest.fixture(scope="module")
 def scored() -> Iterator[ServerProcess]:
-    process = ServerProcess(CHECKPOINT, ()).start()
+    process = ServerProcess(CHECKPOINT, ("--quality-budget", "1")).start()
     yield process
     process.stop()
 
@@ -69,6 +71,25 @@ def test_an_answer_carries_its_score_in_json_and_in_the_final_event(scored: Serv
     assert whole["head"] == "surprise"
     assert whole["num_tokens"] == 48
     assert sum(whole["contributions"].values()) == pytest.approx(whole["logit"])
+
+
+def test_a_stream_has_running_scores_and_the_last_event_the_final_one(scored: ServerProcess) -> None:
+    asked = {"prompt": "Once upon a time", "max_new_tokens": 100, "ignore_eos": True, "seed": 3, "quality": True}
+    whole = scored.generate(**asked).json()["choices"][0]
+    events = scored.generate(**asked, stream=True, quality_every=32).events()
+    running = [event["quality"] for event in events[:-1] if "quality" in event]
+    assert "".join(event["text"] for event in events) == whole["text"]
+    assert [quality["num_tokens"] // 32 for quality in running] == sorted({q["num_tokens"] // 32 for q in running})
+    assert 1 <= len(running) <= 3
+    assert all(set(quality) == {"score", "grade", "num_tokens"} and quality["grade"] for quality in running)
+    assert events[-1]["quality"]["score"] == pytest.approx(whole["quality"]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("body", [{"quality_every": 31}, {"stream": False}, {"quality": False}])
+def test_running_scores_need_a_stream_and_quality_and_32_tokens(scored: ServerProcess, body: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"prompt": "a", "stream": True, "quality": True, "quality_every": 32}
+    answer = scored.generate(**(asked | body))
+    assert (answer.status, answer.json()["error"]["field"]) == (422, "quality_every")
 
 
 def test_the_list_of_models_tells_the_page_whether_scores_can_be_had(
@@ -137,14 +158,14 @@ def choice(num_tokens: int = 40, logprob: float = -2.0) -> Choice:
     return made
 
 
-def observed(share: float, *choices: Choice) -> Counted:
+def observed(share: float, *choices: Choice, budget: float = 1.0) -> Counted:
     """All that was counted after these choices came at once."""
     scorer, _ = load_scorer(CHECKPOINT)
     assert scorer is not None
     counted: Any = Counted()
 
     async def scenario() -> None:
-        scoring = Scoring(scorer, counted, share=share, window=LEAST)
+        scoring = Scoring(scorer, counted, share=share, window=LEAST, budget=Budget(budget))
         for one in choices:
             scoring.observe(one)
         await asyncio.to_thread(scoring._thread.shutdown, wait=True)
@@ -164,6 +185,41 @@ def test_the_share_of_the_setting_is_scored(share: float, num_scored: int) -> No
     assert observed(share, *[choice() for _ in range(20)]).num_scored == num_scored
 
 
+def test_a_process_without_a_budget_sheds_all_that_nobody_asked_for() -> None:
+    counted = observed(1.0, choice(), choice(), budget=0.0)
+    assert (counted.results, counted.num_scored) == (["shed"] * 2, 0)
+
+
+@given(st.floats(0.001, 1), st.lists(st.tuples(st.floats(0, 3), st.floats(1e-5, 0.02)), max_size=300))
+def test_the_budget_is_never_overdrawn_by_more_than_one_score(
+    share: float, arrivals: list[tuple[float, float]]
+) -> None:
+    now = spent = 0.0
+    budget = Budget(share, lambda: now)
+    for seconds, cost in arrivals:
+        now += seconds
+        taken = budget.take()
+        if taken is not None:
+            budget.settle(taken, cost)
+            spent += cost
+        assert spent <= share * (now + BURST_SECONDS) + max(0.02, FIRST_COST) + 1e-9
+
+
+def test_whether_an_answer_is_shed_does_not_depend_on_the_answer() -> None:
+    """Cheap and expensive answers in random order: by chance alone the counts differ by 5 sigma once in 1.7 million."""
+    now, scored, draws = 0.0, [0, 0], random.Random(0)
+    budget = Budget(0.01, lambda: now)
+    for _ in range(20_000):
+        now += 0.013
+        taken = budget.take()
+        kind = draws.randrange(2)
+        if taken is not None:
+            budget.settle(taken, (0.0005, 0.002)[kind])
+            scored[kind] += 1
+    assert abs(scored[0] - scored[1]) < 5 * math.sqrt(sum(scored))
+    assert scored[0] * 0.0005 + scored[1] * 0.002 == pytest.approx(0.01 * (now + BURST_SECONDS), rel=0.02)
+
+
 def test_a_score_that_fails_is_counted() -> None:
     assert observed(1.0, choice(logprob=float("nan"))).results == ["failed"]
 
@@ -176,6 +232,13 @@ def test_drift_is_absent_until_a_window_has_enough() -> None:
     assert found > 0.25
     with pytest.raises(ValueError, match="size"):
         DriftWindow(EVEN, LEAST - 1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=LEAST, max_size=3 * LEAST))
+def test_the_window_has_the_index_of_its_last_scores(scores: list[float]) -> None:
+    window = DriftWindow(EVEN, LEAST)
+    found = [window.add(score) for score in scores][-1]
+    assert found == pytest.approx(stability_index(scores[-LEAST:], EVEN))
 
 
 def test_scores_spread_like_the_yardstick_have_no_drift() -> None:
