@@ -46,7 +46,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Errors go to standard error, one line each."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         store = ModelStore(default_root() if options.root is None else options.root)
         status: int = options.run(store, options)
@@ -142,7 +142,7 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
     if options.gate is None:
         gate_only = {"--force": options.force, "--reason": options.reason, "--margin-bits": options.margin_bits}
         gate_only |= {"--margin-score": options.margin_score, "--incumbent-evaluation": options.incumbent_evaluation}
-        if given := [flag for flag, value in gate_only.items() if value not in (None, False)]:
+        if given := [flag for flag, value in gate_only.items() if value is not None and value is not False]:
             raise UsageError(f"{', '.join(given)} is for the gate; add --gate ALIAS or leave it out")
         if options.name is None:
             raise UsageError("NAME is not given; give the name to publish under")
@@ -219,6 +219,20 @@ def _count(value: str) -> int:
     if not (value.isascii() and value.isdecimal()):
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of 0 or more")
     return int(value)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """parse_args, and NAME of publish behind flags: argparse (before 3.13) then takes an optional word for absent."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    if options.run is _publish and options.name is None and len(left) == 1 and not left[0].startswith("-"):
+        try:
+            options.name = validate_name(left.pop())
+        except ValueError as error:
+            parser.error(str(error))
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

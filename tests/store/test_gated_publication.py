@@ -187,6 +187,13 @@ def test_the_name_is_taken_from_the_evaluation_if_it_is_not_given(  # type: igno
     assert production.resolve("m@production").version == "2"
 
 
+def test_the_name_may_stand_behind_flags(run, store: ModelStore, source: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("publish", source, "--notes", "x", "m")[0] == 0
+    assert store.resolve("m").version == "1"
+    for words in (["../m"], ["m", "n"], ["--nonsense"]):
+        assert run("publish", source, "--notes", "x", *words)[0] == 2
+
+
 def test_weights_exchanged_after_they_were_judged_are_not_published(production: ModelStore, tmp_path: Path) -> None:
     candidate = read_candidate(evaluated_checkpoint(tmp_path / "new", 1), "m", "production")
     judgement = judge(production, candidate, Margins())
