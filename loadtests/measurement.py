@@ -79,12 +79,12 @@ class Figures:
 async def measure(server: Server, load: Load, prompts: Sequence[Prompt], first_prompt: int) -> Figures:
     """Run a load on a server. Prompts are taken in turn from `first_prompt` on. Raises ServerError."""
     dialect = DIALECTS[server.dialect]
-    waiting = list(range(load.num_requests))
+    waiting = iter(range(load.num_requests))  # shared by the users
     answers: list[Answer] = []
 
     async def user(session: aiohttp.ClientSession) -> None:
-        while waiting:
-            prompt = prompts[(first_prompt + waiting.pop()) % len(prompts)]
+        for number in waiting:
+            prompt = prompts[(first_prompt + number) % len(prompts)]
             answers.append(await ask(session, server.url, dialect, prompt, load.sampling))
 
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)

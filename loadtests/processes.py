@@ -13,7 +13,11 @@ def tree_behind(port: int) -> list[psutil.Process]:
 
     Raises ValueError where nothing listens, or it cannot be seen.
     """
-    pids = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    pids = {
+        c.pid
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port
+    }
     if not pids - {None}:
         raise ValueError(f"port={port}: no process of this machine is seen to listen there; start the server first")
     root = psutil.Process(min(pid for pid in pids if pid is not None))

@@ -87,6 +87,7 @@ def compare(options: argparse.Namespace) -> int:
         "load_average_before": load_before,
         "rounds": options.rounds,
         "prompt_tokens": sorted({len(prompt.ids) for prompt in prompts}),
+        "prompts_repeat": len(prompts) < (options.rounds + 1) * sum(load.num_requests for load in loads),
         "new_tokens": options.tokens,
         "idle_share_of_a_core": idle,
         "client": {"aiohttp": version("aiohttp"), "python": platform.python_version()},
@@ -151,6 +152,7 @@ async def measure_rounds(options: argparse.Namespace, prompts: Sequence[Prompt],
     """Round 0 warms up and is not counted. Servers stand in another order each round."""
     servers: list[Server] = options.servers
     rows = [Row(load, {server.name: [] for server in servers}) for load in loads]
+    next_prompt = 0
     with Progress(transient=True) as progress:
         task = progress.add_task("measuring", total=(options.rounds + 1) * len(loads) * len(servers))
         for number in range(options.rounds + 1):
@@ -159,13 +161,13 @@ async def measure_rounds(options: argparse.Namespace, prompts: Sequence[Prompt],
                 for server in [*servers[turn:], *servers[:turn]]:
                     progress.update(task, description=f"round {number}: {row.load.name}: {server.name}")
                     try:
-                        # Other prompts each round, so that no prefix cache answers for a server.
-                        figures = await measure(server, row.load, prompts, number * row.load.num_requests)
+                        figures = await measure(server, row.load, prompts, next_prompt)
                     except ServerError as error:
                         raise ServerError(f"{server.name}, {row.load.name}: {error}") from None
                     if number:
                         row.figures[server.name].append(figures)
                     progress.advance(task)
+                next_prompt += row.load.num_requests  # others each time: no prefix cache answers for a server
     return rows
 
 
@@ -199,6 +201,8 @@ def markdown(result: dict[str, Any], rows: Sequence[Row], names: Sequence[str]) 
     idle = [result["idle_share_of_a_core"][name] for name in names]
     lines.append("| idle, share of a core | " + " | ".join(f"{value:.2%}" for value in idle) + " |")
     uncounted = [n for n in names if not all(each.counted for row in rows for each in row.figures[n])]
+    if result["prompts_repeat"]:
+        lines += ["", "Prompts repeat: a server that keeps prefixes gains by it."]
     if uncounted:
         lines += ["", f"Did not count their tokens; the number asked for is taken: {', '.join(uncounted)}."]
     return "\n".join(lines) + "\n"

@@ -8,16 +8,40 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model_store import display
 from model_store.folder_rules import DEFAULT_MAX_BYTES
+from model_store.gate import CONFIDENCE, DEFAULT_BITS_MARGIN, DEFAULT_SCORE_MARGIN, Margins
+from model_store.gated_publication import (
+    METRICS_FIELD,
+    UnusableEvaluation,
+    judge,
+    override,
+    promote,
+    publish_judged,
+    read_candidate,
+)
+from model_store.gguf import converted, find_gguf
 from model_store.names import validate_alias, validate_name, validate_version
 from model_store.store import ROOT_VARIABLE, ModelStore, Published, default_root
 
 OK, REFUSED, USAGE = 0, 1, 2
+
+_GATE = f"""the gate: with --gate ALIAS, DIR/evaluation.json (made by python -m training.evaluate DIR --save) is
+compared with that of the version ALIAS points at, by paired bootstrap over passages (bits per byte) and over prompts
+(quality score; a text too short to score counts as 0). The candidate is accepted if for both the upper end of the
+{CONFIDENCE:.0%} interval of its loss lies below the margin: then it is published and ALIAS is moved to it. Otherwise
+nothing is published and the exit status is 1. Where ALIAS is not set there is nothing to compare with and the candidate
+is accepted. An evaluation that is absent, of other weights or not taken alike gives exit status 2. See docs/gate.md."""
+
+
+class UsageError(ValueError):
+    """Flags that do not go together, or lack one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {display.printable(str(error))}", file=sys.stderr)
-        return REFUSED
+        return USAGE if isinstance(error, UsageError | UnusableEvaluation) else REFUSED
     except Exception as error:  # a defect of this program: still no traceback on the user
         print(f"error: unexpected {type(error).__name__}: {error}; please report this", file=sys.stderr)
         return REFUSED
@@ -72,32 +96,77 @@ def _verify(store: ModelStore, options: argparse.Namespace) -> int:
 
 
 def _publish(store: ModelStore, options: argparse.Namespace) -> int:
-    published = store.publish(
-        options.source,
-        options.name,
-        version=options.version,
-        parent=options.parent,
-        training=_read_object("--training", options.training),
-        dataset=_read_object("--dataset", options.dataset),
-        tokens_seen=options.tokens_seen,
-        metrics=_read_object("--metrics", options.metrics),
-        notes=options.notes,
-        max_bytes=options.max_bytes,
-    )
+    _refuse_contradictions(options)
+    fields: dict[str, Any] = {
+        "version": options.version,
+        "parent": options.parent,
+        "training": _read_object("--training", options.training),
+        "dataset": _read_object("--dataset", options.dataset),
+        "tokens_seen": options.tokens_seen,
+        "metrics": _read_object("--metrics", options.metrics),
+        "notes": options.notes,
+        "max_bytes": options.max_bytes,
+    }
+    if options.gate is not None:
+        return _publish_gated(store, options, fields)
+    return _report(store, store.publish(options.source, options.name, **fields), options)
+
+
+def _publish_gated(store: ModelStore, options: argparse.Namespace, fields: dict[str, Any]) -> int:
+    try:
+        margins = Margins(
+            DEFAULT_BITS_MARGIN if options.margin_bits is None else options.margin_bits,
+            DEFAULT_SCORE_MARGIN if options.margin_score is None else options.margin_score,
+        )
+        forced = override(options.reason, datetime.now(UTC)) if options.force else None
+        candidate = read_candidate(options.source, options.name, options.gate)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    judgement = judge(store, candidate, margins, options.incumbent_evaluation)
+    if not options.json:
+        display.print_judgement(candidate.name, candidate.alias, judgement)
+    if not judgement.accepted and forced is None:
+        if options.json:
+            _print_json({"published": False, "gate": judgement.to_dict()})
+        print("refused: nothing is published (--force --reason TEXT overrides, and is recorded)", file=sys.stderr)
+        return REFUSED
+    published = publish_judged(store, candidate, judgement, forced=forced, **fields)
+    promote(store, candidate, judgement, published)
+    if not options.json:
+        forced_by = "" if judgement.accepted or forced is None else f", against the gate, by {forced['by']}"
+        print(f"{published.name}@{candidate.alias} is {published.name}@{published.version}{forced_by}")
     return _report(store, published, options)
 
 
+def _refuse_contradictions(options: argparse.Namespace) -> None:
+    if options.gate is None:
+        gate_only = {"--force": options.force, "--reason": options.reason, "--margin-bits": options.margin_bits}
+        gate_only |= {"--margin-score": options.margin_score, "--incumbent-evaluation": options.incumbent_evaluation}
+        if given := [flag for flag, value in gate_only.items() if value not in (None, False)]:
+            raise UsageError(f"{', '.join(given)} is for the gate; add --gate ALIAS or leave it out")
+        if options.name is None:
+            raise UsageError("NAME is not given; give the name to publish under")
+    elif options.alias is not None:
+        raise UsageError(f"--alias {options.alias} and --gate {options.gate}: the gate moves its own alias; give one")
+    elif options.force != (options.reason is not None):
+        raise UsageError("--force and --reason TEXT go together: who overrides the gate records why")
+
+
 def _import(store: ModelStore, options: argparse.Namespace) -> int:
-    published = store.import_folder(
-        options.source, options.name, version=options.version, notes=options.notes, max_bytes=options.max_bytes
-    )
+    file = find_gguf(options.source)
+    with nullcontext(options.source) if file is None else converted(file) as folder:
+        published = store.import_folder(
+            folder, options.name, version=options.version, notes=options.notes, max_bytes=options.max_bytes
+        )
     return _report(store, published, options)
 
 
 def _report(store: ModelStore, published: Published, options: argparse.Namespace) -> int:
     name, version = published.name, published.version
     if options.json:
-        _print_json({"name": name, "version": version, "path": str(published.path), "left_out": published.left_out})
+        gate = (published.manifest.metrics or {}).get(METRICS_FIELD)
+        facts = {"name": name, "version": version, "path": str(published.path), "left_out": published.left_out}
+        _print_json(facts if gate is None else {**facts, "published": True, "gate": gate})
     else:
         for entry in published.left_out:
             print(f"left out: {entry}")
@@ -172,23 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("references", nargs="*", metavar="reference", help="NAME@VERSION ... (default: all)")
     command.set_defaults(run=_verify)
 
-    command = commands.add_parser("publish", parents=readers, help="add a checkpoint folder as a new version")
-    command.add_argument("source", type=Path, help="a folder saved with save_pretrained")
-    command.add_argument("name", type=name)
-    command.add_argument("--parent", help="the version this one was made from, as NAME@VERSION")
-    for flag, what in (
-        ("training", "training configuration"),
-        ("dataset", "data set's fingerprint"),
-        ("metrics", "scores"),
-    ):
-        command.add_argument(f"--{flag}", metavar="JSON", help=f"the {what}: a JSON object or a file with one")
-    command.add_argument("--tokens-seen", type=_count, help="number of training tokens")
-    _add_source_options(command)
-    command.set_defaults(run=_publish)
+    _add_publish(commands, readers)
 
-    command = commands.add_parser("import", parents=readers, help="take in a Hugging Face folder from anywhere")
-    command.add_argument("source", type=Path, help="a Hugging Face model folder")
-    command.add_argument("--name", type=name, help="default: the folder's name")
+    command = commands.add_parser("import", parents=readers, help="take in a Hugging Face folder or a GGUF file")
+    command.add_argument("source", type=Path, help="a Hugging Face model folder, a GGUF file, or a folder with one")
+    command.add_argument("--name", type=name, help="default: the folder's or the GGUF file's name")
     _add_source_options(command)
     command.set_defaults(run=_import)
 
@@ -200,6 +257,38 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--remove", action="store_true", help="forget the alias")
     command.set_defaults(run=_alias)
     return parser
+
+
+def _add_publish(commands: Any, readers: list[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "publish", parents=readers, help="add a checkpoint folder as a new version", epilog=_GATE
+    )
+    command.add_argument("source", type=Path, help="a folder saved with save_pretrained")
+    command.add_argument(
+        "name", nargs="?", type=_checked(validate_name), help="default with --gate: report.name of the evaluation"
+    )
+    command.add_argument("--parent", help="the version this one was made from, as NAME@VERSION")
+    for flag, what in (
+        ("training", "training configuration"),
+        ("dataset", "data set's fingerprint"),
+        ("metrics", "scores"),
+    ):
+        command.add_argument(f"--{flag}", metavar="JSON", help=f"the {what}: a JSON object or a file with one")
+    command.add_argument("--tokens-seen", type=_count, help="number of training tokens")
+    _add_source_options(command)
+    _add_gate_options(command)
+    command.set_defaults(run=_publish)
+
+
+def _add_gate_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("gate")
+    add = group.add_argument
+    add("--gate", metavar="ALIAS", type=_checked(validate_alias), help="publish if not worse, then move this alias")
+    add("--margin-bits", type=float, help=f"bits per byte (default: {DEFAULT_BITS_MARGIN})")
+    add("--margin-score", type=float, help=f"quality score (default: {DEFAULT_SCORE_MARGIN})")
+    add("--incumbent-evaluation", type=Path, metavar="FILE", help="for a version that was published without one")
+    add("--force", action="store_true", help="publish a refused model; needs --reason")
+    add("--reason", metavar="TEXT", help="why; recorded with user, host and time")
 
 
 def _add_source_options(command: argparse.ArgumentParser) -> None:

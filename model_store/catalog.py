@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.checkpoint import CONFIG_FILE
+from model_store.gguf import find_gguf
 from model_store.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from model_store.names import (
     ALIASES_FOLDER,
@@ -178,6 +179,9 @@ class Catalog:
 
 def _resolve_local(folder: Path) -> Resolved:
     if not (folder / CONFIG_FILE).is_file():
+        file = find_gguf(folder)
+        if file is not None:
+            raise ValueError(f"model {str(folder)!r} is GGUF; convert it once: python -m model_store import {file}")
         raise ValueError(
             f"model folder {str(folder)!r} {'has no ' + CONFIG_FILE if folder.is_dir() else 'does not exist'}; "
             "give a folder saved with save_pretrained, or the name of a model in the store"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model_store.catalog import Entry
+from model_store.gated_publication import Judgement
 from model_store.manifest import Manifest
 from model_store.verification import Verification
 
@@ -73,6 +74,39 @@ def print_verifications(results: Sequence[Verification]) -> None:
         for problem in result.problems:
             line = f"{reference}: {problem.kind}: {problem.file}: {problem.detail}"
             console.print(Text(printable(line), style="red"))
+
+
+def print_judgement(name: str, alias: str, judgement: Judgement) -> None:
+    """Both comparisons with intervals and verdicts, or that there was nothing to compare with."""
+    console = _console()
+    if judgement.incumbent is None:
+        console.print(Text(f"{name}@{alias} is not set: no incumbent to compare with, the first model passes"))
+        return
+    table = Table("quantity", "candidate", judgement.incumbent, "loss", "95 % interval", "margin", "pairs", "verdict")
+    for found in judgement.comparisons:
+        style = "green" if found.accepted else "red"
+        table.add_row(
+            found.quantity,
+            f"{found.candidate:.4f}",
+            f"{found.incumbent:.4f}",
+            f"{found.loss:+.4f}",
+            f"{found.low:+.4f} to {found.high:+.4f}",
+            f"{found.margin:g}",
+            f"{found.num_pairs} {found.pairs_of}",
+            Text(found.verdict, style=style),
+        )
+    console.print(table)
+    console.print(
+        Text("loss > 0: the candidate is worse. Accepted if the interval ends below the margin, in both rows.")
+    )
+    for found in judgement.comparisons:
+        if found.candidate_too_short or found.incumbent_too_short:
+            console.print(
+                Text(
+                    f"too short to score, counted as 0: {found.candidate_too_short} of the candidate's, "
+                    f"{found.incumbent_too_short} of the incumbent's"
+                )
+            )
 
 
 def _summary(manifest: Manifest) -> list[Text]:

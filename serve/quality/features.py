@@ -73,12 +73,12 @@ DOCUMENT_FEATURES = (
 )  # fmt: skip
 
 # Begins at white space: a million full stops are not tried a million times each, and the engine skips to candidates.
+# The first look back is implied by the others; it turns nearly all white space away at once.
 _SENTENCE = re.compile(
-    r"\s(?:(?<=[.!?]\s)|(?<=[.!?][\"'”’)\]]\s)|(?<=[.!?][\"'”’)\]]{2}\s))\s*|\n\s*\n\s*"  # noqa: RUF001
+    r"\s(?<=[.!?\"'”’)\]]\s)(?:(?<=[.!?]\s)|(?<=[.!?][\"'”’)\]]\s)|(?<=[.!?][\"'”’)\]]{2}\s))\s*|\n\s*\n\s*"  # noqa: RUF001
 )
 _AFTER_END = re.compile(r"[.!?][\"'”’)\]]*\s+[\"'“‘(\[]*(\S)")  # noqa: RUF001
-_CAPITAL = re.compile(r"[A-ZÀ-ÖØ-ÞА-ЯΑ-Ω]")
-_INNER_CAPITAL = re.compile(r"[a-z][A-Z]")
+_FOREIGN_CAPITAL = re.compile(r"[À-ÖØ-ÞА-ЯΑ-Ω]")
 _COMMON_MARKS = frozenset(".,;:!?'\"-()[]—–…“”‘’")  # noqa: RUF001
 _PARTNERS = {")": "(", "]": "[", "}": "{", "”": "“", "»": "«"}
 _OPENERS = frozenset(_PARTNERS.values())
@@ -103,16 +103,40 @@ def text_features(
     pieces = split_pieces(text) if pieces is None else pieces
     if not pieces:
         return np.zeros(len(TEXT_FEATURES)), 0
-    lowered = [piece.lower() for piece in pieces]
-    words = [piece for piece in lowered if piece[0].isalpha()]
-    values = _repetition(text, lowered, words) + _language(text, pieces, lowered, words, lexicon)
-    values += _form(text, pieces, words, split_sentences(text) if sentences is None else sentences)
+    counted = count_pieces(pieces)
+    raw = text.encode("utf-8", "replace")
+    values = _repetition(raw, counted) + _language(text, counted, lexicon)
+    values += _form(text, raw, counted, split_sentences(text) if sentences is None else sentences)
     return np.array(values), len(pieces)
 
 
-def _repetition(text: str, lowered: list[str], words: list[str]) -> list[float]:
-    ids = number(lowered)
-    raw = text.encode("utf-8", "replace")
+@dataclass(frozen=True, slots=True)
+class CountedPieces:
+    """The N pieces of a window as numbers, so that most of the work is done once for each of its D different pieces.
+
+    distinct: the pieces in lower case, each once. ids_N: which of them stands where. counts_D: how often.
+    is_word_D: whether it begins with a letter. word_ids: ids of the words alone, in order.
+    """
+
+    pieces: list[str]
+    distinct: list[str]
+    ids_N: NDArray[np.int64]
+    counts_D: NDArray[np.intp]
+    is_word_D: NDArray[np.bool_]
+    word_ids: list[int]
+
+
+def count_pieces(pieces: list[str]) -> CountedPieces:
+    """Of at least one piece."""
+    # No piece holds white space, and what is joined by it is lowered as each piece would be by itself.
+    lowered = "\n".join(pieces).lower().split("\n")
+    distinct, ids = number(lowered)
+    is_word = np.array([piece[0].isalpha() for piece in distinct])
+    return CountedPieces(pieces, distinct, ids, np.bincount(ids), is_word, ids[is_word[ids]].tolist())
+
+
+def _repetition(raw: bytes, counted: CountedPieces) -> list[float]:
+    ids = counted.ids_N
     shares = seq_rep(ids)
     # Without a repeated 4-gram, which is the rule, the longest repeat is the last n that repeats.
     longest = longest_repeat(ids) if shares[3] else sum(1 for share in shares if share)
@@ -121,21 +145,22 @@ def _repetition(text: str, lowered: list[str], words: list[str]) -> list[float]:
         math.log2(1 + longest),
         math.log2(longest_run(ids)),
         len(zlib.compress(raw, 9)) / len(raw),
-        math.log(1 + mtld(words)),
-        zipf_exponent(Counter(words)),
+        math.log(1 + mtld(counted.word_ids)),
+        zipf_exponent(counted.counts_D[counted.is_word_D]),
     ]
 
 
-def _language(text: str, pieces: list[str], lowered: list[str], words: list[str], lexicon: Lexicon) -> list[float]:
-    indices = lexicon.indices(pieces, lowered)
+def _language(text: str, counted: CountedPieces, lexicon: Lexicon) -> list[float]:
+    indices = lexicon.indices(counted.pieces, counted.distinct, counted.ids_N)
     known = indices[lexicon.is_word[indices]]
     names = int(np.count_nonzero(indices == lexicon.name_index))
-    num_words = max(1, len(words))
+    all_words = len(counted.word_ids)
+    num_words = max(1, all_words)
     codes = letter_codes(text)
     letters = lexicon.letter_L_L_L[codes[:-2], codes[1:-1], codes[2:]]
     letters = letters[(codes[2:] != LETTERS - 1) | (codes[1:-1] != LETTERS - 1)]
     return [
-        len(known) / max(1, len(words) - names),
+        len(known) / max(1, all_words - names),
         np.count_nonzero(known < _NUM_COMMON) / num_words,
         _mean(lexicon.word_log_frequency[known], -12.0),
         *_order(indices, lexicon),
@@ -174,25 +199,48 @@ def _mean(values: NDArray[np.float64] | NDArray[np.bool_], empty: float) -> floa
     return float(np.add.reduce(values)) / len(values) if len(values) else empty
 
 
-def _form(text: str, pieces: list[str], words: list[str], sentences: list[str]) -> list[float]:
-    count, num_words = len(pieces), max(1, len(words))
-    lengths = [len(word) for word in words]
+def _form(text: str, raw: bytes, counted: CountedPieces, sentences: list[str]) -> list[float]:
+    count, all_words = len(counted.pieces), len(counted.word_ids)
+    num_words = max(1, all_words)
+    letters, length_spread = _word_lengths(counted)
+    capitals, inner_capitals = _num_capitals(text, raw)
     log_sentences = [math.log(n) for n in map(len, map(str.split, sentences)) if n] or [0.0]
-    marks = [piece for piece in pieces if not piece[0].isalnum()]
+    marks = {piece: at for at, piece in enumerate(counted.distinct) if not piece[0].isalnum()}
+    num_marks = int(counted.counts_D[list(marks.values())].sum())
+    symbols = [at for mark, at in marks.items() if mark not in _COMMON_MARKS]
     ends = _AFTER_END.findall(text)
     return [
-        min(30.0, sum(lengths) / num_words),
-        min(30.0, _spread(lengths)),
+        min(30.0, letters / num_words),
+        min(30.0, length_spread),
         math.log(num_words / len(log_sentences) + 1),
         _spread(log_sentences),
-        len(marks) / count,
-        sum(1 for mark in marks if mark not in _COMMON_MARKS) / count,
-        (count - len(marks) - len(words)) / count,
-        _num_unbalanced(marks) / count,
-        len(_CAPITAL.findall(text)) / max(1, sum(lengths)),
+        num_marks / count,
+        int(counted.counts_D[symbols].sum()) / count,
+        (count - num_marks - all_words) / count,
+        (_num_unbalanced(counted.pieces) if not _BRACKETS.isdisjoint(marks) else 0) / count,
+        capitals / max(1, letters),
         (sum(1 for c in ends if not c.islower()) + 1) / (len(ends) + 1),
-        len(_INNER_CAPITAL.findall(text)) / num_words,
+        inner_capitals / num_words,
     ]
+
+
+def _word_lengths(counted: CountedPieces) -> tuple[int, float]:
+    """Sum and standard deviation of the lengths of the words; 0 without a word."""
+    lengths = np.array([len(piece) for piece in counted.distinct])[counted.is_word_D]
+    counts = counted.counts_D[counted.is_word_D]
+    num, total, squares = len(counted.word_ids), int(counts @ lengths), int(counts @ (lengths * lengths))
+    # In integers up to the division: nothing cancels.
+    return total, math.sqrt(num * squares - total * total) / max(1, num)
+
+
+def _num_capitals(text: str, raw: bytes) -> tuple[int, int]:
+    """Upper-case letters, and those of ASCII that stand behind a lower-case one. raw: the text in UTF-8."""
+    codes = np.frombuffer(raw, dtype=np.uint8)
+    # Below 26 only where the letter is in range: what is smaller wraps around. UTF-8 keeps ASCII's codes for ASCII.
+    upper, lower = (codes - np.uint8(65)) < 26, (codes - np.uint8(97)) < 26
+    inner = int(np.count_nonzero(lower[:-1] & upper[1:]))
+    foreign = 0 if text.isascii() else len(_FOREIGN_CAPITAL.findall(text))
+    return int(np.count_nonzero(upper)) + foreign, inner
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -203,14 +251,14 @@ def _spread(values: Sequence[float]) -> float:
     return math.sqrt(sum([(value - mean) ** 2 for value in values]) / len(values))
 
 
-def _num_unbalanced(marks: list[str]) -> int:
+def _num_unbalanced(pieces: list[str]) -> int:
     """Openers never closed, closers never opened, an odd double quote. Apostrophes are left out: nobody balances them.
 
     One opener and one closer are forgiven: a passage cut from a text may begin or end inside a pair.
     """
     depth: Counter[str] = Counter()
     loose = 0
-    for mark in marks:
+    for mark in pieces:
         if mark not in _BRACKETS:
             continue
         if mark in _OPENERS:

@@ -112,14 +112,18 @@ class Lexicon:
         object.__setattr__(self, "_shape_index", shapes)
         object.__setattr__(self, "name_index", shapes["capitalised"])
 
-    def indices(self, pieces: list[str], lowered: list[str]) -> NDArray[np.intp]:
-        """Index of each piece: below len(words) a known one, else len(words) + its shape."""
+    def indices(self, pieces: list[str], distinct: list[str], ids_N: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Index of each piece: below len(words) a known one, else len(words) + its shape.
+
+        distinct, ids_N: the pieces in lower case, each once, and which of them stands where. Shapes tell capitals
+        from small letters, so they are found for each piece by itself.
+        """
         get, shapes = self._index.get, self._shape_index
-        found = [get(piece, -1) for piece in lowered]
-        return np.array(
-            [i if i >= 0 else shapes[shape_of(pieces[at])] for at, i in enumerate(found)],
-            dtype=np.intp,
-        )
+        indices = np.array([get(piece, -1) for piece in distinct], dtype=np.intp)[ids_N]
+        unknown = np.flatnonzero(indices < 0).tolist()
+        if unknown:
+            indices[unknown] = [shapes[shape_of(pieces[at])] for at in unknown]
+        return indices
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; the tables as zlib + base64 of int8."""

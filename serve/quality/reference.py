@@ -21,8 +21,6 @@ from serve.quality.surprise import SURPRISE_FEATURES
 
 SCHEMA = 1
 FILE_NAME = "quality_reference.json"
-SHIPPED = Path(__file__).parent / "references"
-"""References of checkpoints that were published without one, found by their weights."""
 KIND = "phiserve quality reference"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 GRADES = ("EXCELLENT", "GOOD", "FAIR")
@@ -71,7 +69,9 @@ class HumanRange:
         both = np.empty((2, len(values_F)))
         both[0] = z / -low
         both[1] = z / high
-        np.clip(both - _TOLERATED, 0.0, _MAX_DEVIATION, out=both)
+        both -= _TOLERATED
+        np.maximum(both, 0.0, out=both)  # two calls cost a third of np.clip
+        np.minimum(both, _MAX_DEVIATION, out=both)
         both[0] *= self._low_F
         both[1] *= self._high_F
         result: FloatArray = np.log1p(both)
@@ -240,21 +240,15 @@ class QualityReference:
 
 
 def find_reference(model_dir: Path | str) -> QualityReference:
-    """A model folder's own reference, else the one shipped with this package for exactly these weights.
+    """A model folder's own reference.
 
-    ValueError if there is neither; a reference made for other weights is never taken.
+    ValueError if it has none, or one made for other weights. A reference fitted without a checkpoint has the text head
+    alone and suits any weights.
     """
     model_dir = Path(model_dir)
-    if (model_dir / FILE_NAME).is_file():
-        return load_reference(model_dir)
-    weights = weights_identity(model_dir)
-    for path in sorted(SHIPPED.glob("*.json")):
-        reference = load_reference(path)
-        if (reference.origin.get("checkpoint") or {}).get("weights") == weights:
-            return reference
-    raise ValueError(
-        f"{model_dir} has no {FILE_NAME} and none ships for its weights; make one with `python -m serve.quality fit`"
-    )
+    reference = load_reference(model_dir / FILE_NAME)
+    _require_weights(reference, model_dir)
+    return reference
 
 
 def weights_identity(folder: Path) -> dict[str, str]:
@@ -262,13 +256,39 @@ def weights_identity(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"checkpoint is '{folder}': it holds no .safetensors file")
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {f.name: _sha256(f) for f in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_weights(reference: QualityReference, model_dir: Path) -> None:
+    """ValueError if the reference names weights and the folder holds others."""
+    checkpoint = reference.origin.get("checkpoint")
+    if checkpoint is None and reference.surprise is None:
+        return
+    wanted = _mapping("origin.checkpoint", checkpoint).get("weights")
+    found = weights_identity(model_dir)
+    if wanted != found:
+        raise ValueError(
+            f"{model_dir / FILE_NAME} belongs to weights {_short(wanted)}, but the folder holds {_short(found)}; "
+            f"fit one for them with `python -m serve.quality fit --checkpoint {model_dir} ...`, or remove the file"
+        )
+
+
+def _short(weights: object) -> str:
+    files = weights if isinstance(weights, dict) else {}
+    return ", ".join(f"{name} (SHA-256 {str(digest)[:12]})" for name, digest in sorted(files.items())) or "of no name"
 
 
 def load_reference(path: Path | str) -> QualityReference:
-    """Read quality_reference.json, or the one in a model folder. ValueError with the reason and the remedy."""
+    """Read a quality_reference.json, whatever stands beside it. ValueError with the reason and the remedy.
+
+    For a model folder use find_reference, which also checks that it belongs to the weights.
+    """
     path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: there is no quality reference; make one with `python -m serve.quality fit`")
     if path.stat().st_size > _MAX_BYTES:

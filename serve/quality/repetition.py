@@ -3,8 +3,7 @@
 All are linear in the sequence (sorting aside). tests/quality holds each against a plain twin of its definition.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,13 @@ MTLD_THRESHOLD = 0.72
 _SHIFT = np.uint64(29)
 
 
-def number(items: Sequence[str]) -> IntArray:
-    """Small integers standing for the items, equal where the items are equal."""
-    index: dict[str, int] = {}
-    return np.array([index.setdefault(item, len(index)) for item in items], dtype=np.int64)
+def number(items: Sequence[str]) -> tuple[list[str], IntArray]:
+    """The different items in the order of their first places, and for every item its place among them."""
+    index = dict.fromkeys(items, 0)
+    distinct = list(index)
+    for i, item in enumerate(distinct):
+        index[item] = i
+    return distinct, np.array([index[item] for item in items], dtype=np.int64)
 
 
 def _join(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -69,6 +71,8 @@ def longest_run(ids: IntArray) -> int:
     """Most times one item stands in a row."""
     if not len(ids):
         return 0
+    if not (ids[1:] == ids[:-1]).any():  # the rule in prose
+        return 1
     edges = np.flatnonzero(ids[1:] != ids[:-1])
     if not len(edges):
         return len(ids)
@@ -76,7 +80,7 @@ def longest_run(ids: IntArray) -> int:
     return max(inner, int(edges[0]) + 1, len(ids) - 1 - int(edges[-1]))
 
 
-def mtld(words: Sequence[str]) -> float:
+def mtld(words: Sequence[Hashable]) -> float:
     """Measure of textual lexical diversity (McCarthy & Jarvis 2010): mean of a forward and a backward pass.
 
     Words per stretch in which the type-token ratio falls to 0.72, the last, partial stretch counted in proportion.
@@ -87,12 +91,14 @@ def mtld(words: Sequence[str]) -> float:
     return (_mtld_pass(words) + _mtld_pass(words[::-1])) / 2
 
 
-def _mtld_pass(words: Sequence[str]) -> float:
-    factors, seen, count = 0.0, set[str](), 0
+def _mtld_pass(words: Sequence[Hashable]) -> float:
+    factors, seen, count = 0.0, set[Hashable](), 0
     for word in words:
-        seen.add(word)
         count += 1
-        if len(seen) < MTLD_THRESHOLD * count:
+        # A new word raises the ratio: only a repeated one can make it fall below the threshold.
+        if word not in seen:
+            seen.add(word)
+        elif len(seen) < MTLD_THRESHOLD * count:
             factors += 1
             seen.clear()
             count = 0
@@ -101,11 +107,11 @@ def _mtld_pass(words: Sequence[str]) -> float:
     return len(words) / factors if factors > 1 else float(len(words))
 
 
-def zipf_exponent(counts: Counter[str]) -> float:
+def zipf_exponent(counts: NDArray[np.intp]) -> float:
     """Minus the slope of log frequency against log rank (Zipf 1949), least squares; 0 for fewer than two kinds."""
     if len(counts) < 2:
         return 0.0
-    y = np.log(np.array(sorted(counts.values(), reverse=True), dtype=np.float64))
+    y = np.log(np.sort(counts)[::-1])
     x = np.log(np.arange(1, len(y) + 1))
     x -= x.mean()
     return float(-(x @ y) / (x @ x))

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from loadtests.client import DIALECTS, Prompt, Sampling
 from loadtests.measurement import Figures, Load, Row, Server, percentile
+from loadtests.prompts import main as make_prompts
 from loadtests.side_by_side import main
 from tests.loadtests.fake_servers import serving
 
@@ -106,3 +110,25 @@ def test_a_percentile_is_a_value_that_was_measured(percent: float, wanted: float
 def test_a_server_is_named_by_its_port() -> None:
     assert Server.parse("a=http://127.0.0.1:81/,openai") == Server("a", "http://127.0.0.1:81", "openai")
     assert Server.parse("a=http://localhost:81").port == 81
+
+
+def test_prompts_are_distinct_and_mean_the_same_as_text_and_as_ids(tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"[UNK]": 0} | {f"w{i}": i + 1 for i in range(50)}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i * i % 50}" for i in range(400)))
+    flags = ["--tokenizer", str(tmp_path / "tokenizer.json"), "--text", str(tmp_path / "text.txt")]
+    assert make_prompts([*flags, "--prompt-tokens", "5", "--output", str(tmp_path / "prompts.json")]) == 0
+    prompts = json.loads((tmp_path / "prompts.json").read_text())
+    assert len(prompts) > 5
+    assert len({tuple(prompt["ids"]) for prompt in prompts}) == len(prompts)
+    assert all(words.encode(prompt["text"]).ids == prompt["ids"] for prompt in prompts)
+    assert all(len(prompt["ids"]) == 5 for prompt in prompts)
+
+
+def test_no_prompt_is_sent_twice_and_a_table_says_so_where_prompts_run_out(tmp_path: Path) -> None:
+    with serving("phiserve", "/generate") as (url, asked):
+        assert run(tmp_path, "--ours", f"ours={url}", "--no-greedy", "--least-requests", "1") == 0
+    assert "Prompts repeat" in (tmp_path / "out.md").read_text()
+    first = [body["prompt"][0] for body in asked[: len(PROMPTS)]]
+    assert sorted(first) == [0, 1, 2, 3, 4]

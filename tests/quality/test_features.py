@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.quality.features import (
@@ -27,11 +27,49 @@ from serve.quality.words import (
     windows,
 )
 from tests.quality.conftest import PROSE
+from tests.quality.plain_features import plain_sentences, plain_text_features
+
+# ruff: noqa: RUF001
+# Words the reference of the tests knows, and what is odd: capitals that grow when lowered, a sigma at a word's end,
+# typographic marks, brackets, digits that are none to ASCII, white space that only str knows, lone surrogates.
+ODD_WORDS = (
+    "the", "The", "a", "of", "statement", "If", "McDonald", "iPhone", "ΣΟΦΟΣ", "σς", "İstanbul", "É", "naïve", "don't",
+    "don’t", "“", "”", '"', "(", ")", "[", "}", "«", "»", ".", "!", "?\"", "...", "12", "²", "٣", "_", "x_1", "-", "—",
+    "\x1c", "\x85", "\u2028", "\n\n", "\ud800", "😀", "漢字", "e\u0301", "\x00", "Yes.", "no.) And", "'s", "walking",
+)  # fmt: skip
 
 
 def features(text: str, reference: QualityReference) -> dict[str, float]:
     values, _ = text_features(text, reference.lexicon)
     return dict(zip([f.name for f in TEXT_FEATURES], values.tolist(), strict=True))
+
+
+@given(st.lists(st.sampled_from(ODD_WORDS), max_size=80), st.sampled_from(["", " ", "  "]))
+@settings(max_examples=150, deadline=None)
+def test_features_equal_their_slow_twins(reference: QualityReference, words: list[str], between: str) -> None:
+    text = between.join(words)
+    plain = plain_text_features(text, reference.lexicon)
+    found = features(text, reference)
+    # The network is computed in float32.
+    assert found.pop("context_gain") == pytest.approx(plain.pop("context_gain"), abs=1e-5)
+    assert found == pytest.approx(plain, abs=1e-9)
+
+
+@given(st.text(alphabet="ab.!?\"'”’) \n\t\x1c", max_size=60))
+def test_sentences_equal_their_slow_twin(text: str) -> None:
+    assert split_sentences(text) == plain_sentences(text)
+
+
+@pytest.mark.parametrize("text", [PROSE, PROSE.upper(), PROSE.replace("e", "é"), PROSE[::-1], "the " * 200])
+def test_features_of_long_texts_equal_their_slow_twins(reference: QualityReference, text: str) -> None:
+    assert features(text, reference) == pytest.approx(plain_text_features(text, reference.lexicon), abs=1e-5)
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None)
+def test_features_of_any_text_equal_their_slow_twins(reference: QualityReference, text: str) -> None:
+    plain = plain_text_features(text, reference.lexicon)
+    assert features(text, reference) == pytest.approx(plain, abs=1e-5)
 
 
 def test_feature_names_are_distinct() -> None:
@@ -61,7 +99,7 @@ def test_the_longest_repeat_is_right_with_and_without_repeated_4_grams(
     reference: QualityReference, pieces: list[str]
 ) -> None:
     found = features(" ".join(pieces), reference)["longest_repeat"]
-    assert found == pytest.approx(math.log2(1 + longest_repeat(number(pieces))))
+    assert found == pytest.approx(math.log2(1 + longest_repeat(number(pieces)[1])))
 
 
 def test_order_features_fall_when_words_are_shuffled(reference: QualityReference) -> None:

@@ -16,10 +16,14 @@ python "$HERE/write_points.py" "$OUT/tuning/results.jsonl" "$OUT/points"
 search confirm "$OUT/points/confirm.json" "$@"
 search screen "$OUT/points/screen.json" "$@"
 search confound "$HERE/confound.json" "$@"
-python -m training.report "$OUT/confirm" --output "$OUT/report-confirm" --reference none --apart-from learning_rate \
+python -m training.report "$OUT/confirm" --output "$OUT/report-confirm" --apart-from learning_rate --test sign_flip \
     --contrast l0.01:none --contrast l0.01:sham
-python -m training.report "$OUT/screen" --output "$OUT/report-screen" --reference none --apart-from learning_rate \
-    --contrast l0.01-dropout0.25:none-dropout0.25
+python -m training.report "$OUT/screen" --output "$OUT/report-screen" --apart-from learning_rate --test t \
+    --contrast l0.001:none --contrast l0.01:none --contrast l0.05:none --contrast l0.1:none --contrast l0.3:none \
+    --contrast sham:none --contrast l0.01-linear:none --contrast l0.01-cosine:none \
+    --contrast l0.01-dropout0.25:none-dropout0.25 \
+    --describe none-dropout0.25:none --describe l0.01-dropout0.25:l0.01 \
+    --describe l0.01-dropout0.25:none-dropout0.25:l0.01:none
 python -m training.report "$OUT/confound" --output "$OUT/report-confound" \
-    --contrast l0.01-100steps:l0.05-100steps --contrast l0.01-2000steps:l0.05-2000steps \
+    --describe l0.01-100steps:l0.05-100steps --describe l0.01-2000steps:l0.05-2000steps \
     --contrast l0.01-2000steps:l0.05-100steps

@@ -1,7 +1,7 @@
 """Write the points files of the lambda study: the plan's arms into files that training.search reads.
 
-    python docs/studies/lambda/write_points.py                      tuning.json, screen.json, confirm.json, confound.json
-    python docs/studies/lambda/write_points.py RESULTS.jsonl DIR    screen.json and confirm.json with tuned rates, in DIR
+    python docs/studies/lambda/write_points.py                     tuning, screen, confirm and confound.json, beside it
+    python docs/studies/lambda/write_points.py RESULTS.jsonl DIR   screen.json and confirm.json with tuned rates
 
 The second form takes, for each arm, the learning rate with the lowest mean held-out bits per byte over the tuning
 seeds; a rate within 0.002 of it goes before it where it is nearer to the middle of the grid.
