@@ -279,7 +279,8 @@ class Evaluation:
     def _settings(self) -> dict[str, dict[str, Any]]:
         """Decoding settings by name: temperature, top_p, and what differs from SamplingParams' defaults."""
         named = {OWN: default_sampling_params(self.model_dir)}
-        named |= {name: SamplingParams(**dict[str, Any](preset)) for name, preset in PRESETS.items()}
+        presets: dict[str, dict[str, Any]] = {name: dict(preset) for name, preset in PRESETS.items()}
+        named |= {name: SamplingParams(**preset) for name, preset in presets.items()}
         return {name: _stated(params) for name, params in named.items()}
 
     def _decoding(self, setting: dict[str, Any], continuer: Continuer) -> dict[str, Any]:
