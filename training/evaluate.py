@@ -334,7 +334,7 @@ def _run(arguments: argparse.Namespace) -> int:
     continuer = Continuer(model_dir, arguments.runner, arguments.num_threads)
     sections = Sections(output / "sections", evaluation.identity(continuer.runner_name))
     content = evaluation.run(sections, continuer)
-    content["report"] |= {"model": f"{resolved.name}@{resolved.version}", **named}
+    content["report"] |= {"model": arguments.name or f"{resolved.name}@{resolved.version}", **named}
     data = (json.dumps(content, allow_nan=False) + "\n").encode()
     replace_file(output / "evaluation.html", page(content).encode())
     replace_file(output / FILE_NAME, data)
