@@ -217,7 +217,9 @@ def _alike_command(candidate: Candidate, incumbent: Entry, evaluation: Evaluatio
     """What evaluates the candidate as the incumbent was; a word in capitals where the record does not tell."""
     assert incumbent.manifest is not None
     protocol, dataset = evaluation.protocol, evaluation.report.get("dataset")
-    words = [str(candidate.source), "--dataset", dataset if isinstance(dataset, str) else "DATASET"]
+    # A folder is recorded by its name alone, which finds it only from where it lies.
+    found = isinstance(dataset, str) and (dataset == "pydoc" or Path(dataset).exists())
+    words = [str(candidate.source), "--dataset", str(dataset) if found else "DATASET"]
     words += ["--splits", *(split.name for split in protocol.splits)]
     for field in ("context", "stride", "num_prompts", "prompt_tokens", "new_tokens", "seed"):
         words += [f"--{field.replace('_', '-')}", str(getattr(protocol, field))]

@@ -146,7 +146,7 @@ class Completion:
         by_choice: dict[int, list[TokenDelta]] = {}
         for index, delta in taken:
             if delta.finish_reason == "error":
-                raise _failure(delta.error or "the engine gave this request up")
+                raise failure(delta.error or "the engine gave this request up")
             by_choice.setdefault(index, []).append(delta)
         changed = []
         for index, deltas in by_choice.items():
@@ -262,7 +262,7 @@ def _running_event(index: int, report: QualityReport) -> str:
     return f"data: {_dumps({'index': index, 'text': '', 'quality': shown})}\n\n"
 
 
-def _failure(message: str) -> ApiError:
+def failure(message: str) -> ApiError:
     if message in PASSING_ERRORS:
         return ApiError(503, message, remedy="send the request again", retry_after=1)
     return ApiError(500, message)

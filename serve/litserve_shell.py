@@ -142,7 +142,10 @@ class Face(LitSpec):
 
         health = HealthRoutes(self.service)
         self.add_endpoint("/generate", GenerateRoute(self.service).generate, ["POST"])
-        self.add_endpoint("/quality/score", QualityRoutes(self.service).score, ["POST"])
+        quality = QualityRoutes(self.service)
+        self.add_endpoint("/quality/score", quality.score, ["POST"])
+        self.add_endpoint("/quality/diagnose", quality.diagnose, ["POST"])
+        self.add_endpoint("/quality/compare", quality.compare, ["POST"])
         self.add_endpoint("/v1/models", health.models, ["GET"])
         self.add_endpoint("/livez", health.livez, ["GET"])
         self.add_endpoint("/readyz", health.readyz, ["GET"])

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def start_phi_process(folder: Path, model_path: Path) -> BaseProcess:
 def _main(listener: socket.socket, folder: Path, model_path: Path) -> None:
     watch_parent(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the main process decides
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # a clean end frees the libraries' semaphores
     os.nice(NICENESS)
     try:
         meter: PhiMeter | None = PhiMeter(model_path)
@@ -82,9 +84,11 @@ class PhiMeter:
         """Raises ValueError, OSError or KeyError if the checkpoint cannot be loaded or has no units to cut."""
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
         from iit import HeadProbe
 
+        disable_progress_bar()  # nobody looks at a server's
         torch.set_num_threads(1)
         whole = AutoModelForCausalLM.from_pretrained(
             model_path, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32

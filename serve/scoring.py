@@ -9,10 +9,11 @@ for it.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serve.errors import ApiError, StartupError
 from serve.quality.drift import DriftWindow
@@ -127,14 +128,22 @@ class Scoring:
         future = loop.run_in_executor(self._thread, lambda: self._timed(choice))
         future.add_done_callback(lambda done: self._observed(done, taken))
 
-    async def texts(self, texts: list[str]) -> list[QualityReport]:
+    async def texts(
+        self,
+        texts: list[str],
+        surprises: Sequence[TokenSurprise] | None = None,
+        num_tokens: Sequence[int] | None = None,
+    ) -> list[QualityReport]:
         """Scores of given texts, one at a time so that generations come in between; in no metric.
 
-        Raises ApiError 429 if too many wait.
+        surprises, num_tokens: of each text, where known. Raises ApiError 429 if too many wait.
         """
         if self._waiting >= MOST_WAITING:
             raise ApiError(429, f"{self._waiting} scores are waiting", remedy="try again later", retry_after=1)
-        return [await self._run(lambda text=text: self._scorer.score(text)) for text in texts]  # type: ignore[misc]
+        score = self._scorer.score
+        given: dict[str, Sequence[Any]] = {"surprise": surprises or (), "num_tokens": num_tokens or ()}
+        rows = [{name: values[i] for name, values in given.items() if values} for i in range(len(texts))]
+        return [await self._run(partial(score, text, **row)) for text, row in zip(texts, rows, strict=True)]
 
     async def _run(self, work: Callable[[], QualityReport]) -> QualityReport:
         self._count(1)

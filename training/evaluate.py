@@ -279,7 +279,8 @@ class Evaluation:
     def _settings(self) -> dict[str, dict[str, Any]]:
         """Decoding settings by name: temperature, top_p, and what differs from SamplingParams' defaults."""
         named = {OWN: default_sampling_params(self.model_dir)}
-        named |= {name: SamplingParams(**preset) for name, preset in PRESETS.items()}
+        presets: dict[str, dict[str, Any]] = {name: dict(preset) for name, preset in PRESETS.items()}
+        named |= {name: SamplingParams(**preset) for name, preset in presets.items()}
         return {name: _stated(params) for name, params in named.items()}
 
     def _decoding(self, setting: dict[str, Any], continuer: Continuer) -> dict[str, Any]:
@@ -333,7 +334,7 @@ def _run(arguments: argparse.Namespace) -> int:
     continuer = Continuer(model_dir, arguments.runner, arguments.num_threads)
     sections = Sections(output / "sections", evaluation.identity(continuer.runner_name))
     content = evaluation.run(sections, continuer)
-    content["report"] |= {"model": f"{resolved.name}@{resolved.version}", **named}
+    content["report"] |= {"model": arguments.name or f"{resolved.name}@{resolved.version}", **named}
     data = (json.dumps(content, allow_nan=False) + "\n").encode()
     replace_file(output / "evaluation.html", page(content).encode())
     replace_file(output / FILE_NAME, data)

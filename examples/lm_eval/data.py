@@ -1,6 +1,6 @@
 """Held-out text as the two tasks' JSON lines: `python examples/lm_eval/data.py test.txt FOLDER`.
 
-last_word.jsonl holds every k-th paragraph of 40 to 120 words that ends in a word which the paragraph had before; 500.
+last_word.jsonl holds every k-th paragraph of 20 to 200 words that ends in a word which the paragraph had before; 500.
 """
 
 import json
@@ -18,7 +18,7 @@ def last_words(documents: list[str]) -> list[dict[str, str]]:
     for paragraph in (p for document in documents for p in document.split("\n\n")):
         whole = " ".join(paragraph.split())
         match = re.fullmatch(r"(.*) ([A-Za-z]+)[.!?]", whole)
-        if match and 40 <= len(whole.split()) <= 120 and match[2] in match[1].split():
+        if match and 20 <= len(whole.split()) <= 200 and match[2] in match[1].split():
             found.append({"context": match[1], "word": match[2]})
     return found[:: max(1, len(found) // NUM_PARAGRAPHS)][:NUM_PARAGRAPHS]
 

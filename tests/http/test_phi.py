@@ -16,9 +16,9 @@ from iit import MIN_PAIRS, HeadProbe, measure
 from serve.errors import ApiError
 from serve.phi_client import MOST_WAITING, PhiClient
 from serve.phi_process import HELD_OUT_PROJECTIONS, NUM_DROPPED, SOCKET_NAME, PhiMeter, answer_one
-from tests.http.server_process import ServerProcess
+from tests.http.server_process import ServerProcess, wait_until
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
 ASKED: dict[str, Any] = {"prompt": "Once upon a time", "max_new_tokens": 100, "ignore_eos": True, "seed": 3}
 IDS = [(i * 37) % 4000 for i in range(200)]
 
@@ -31,10 +31,12 @@ def meter() -> PhiMeter:
 @pytest.fixture(scope="module")
 def measuring() -> Iterator[ServerProcess]:
     process = ServerProcess(CHECKPOINT, ("--phi-diagnostic",)).start()
+    ready = lambda: process.generate(**ASKED, phi=True).json()["choices"][0]["phi"]["phi"] is not None  # noqa: E731
+    wait_until(ready, "torch in the Phi process", 120)
     yield process
     family = process.family()
     assert process.stop() == 0
-    assert not any(member.is_running() for member in family)
+    assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 @pytest.mark.parametrize("num_prompt", [3, 8, 40])

@@ -19,8 +19,8 @@ from serve.routes.quality import parse_score
 from serve.scoring import BURST_SECONDS, FIRST_COST, MOST_WAITING, Budget, Scoring, load_scorer
 from tests.http.server_process import ServerProcess
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "1"
-MODEL = "1@local"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
+MODEL = "2@local"
 EVEN = [i / 100 for i in range(101)]
 PROSE = "The old man walked slowly down to the river, for the morning was cold and he had nowhere else to go. " * 3
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from serve.quality.reference import SHIPPED
 from serve.quality.statistics import Interval
+from tests.test_repository import ROOT
 from tests.train_loop.small_model import save_small_model
 from training.continuations import Prompt
 from training.decoding_trials import Setting, Trial, difference, score_distance
@@ -101,7 +101,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(model_dir: Path, text: Path, *more: str) -> list[str]:
     line = f"{model_dir} --dataset {text} --num-prompts 160 --prompt-tokens 8 --continuation-tokens 40 --num-settings 5"
-    reference = SHIPPED / "tiny_iit-1.json"
+    reference = ROOT / "models" / "tiny_iit" / "2" / "quality_reference.json"
     return [*line.split(), "--quality-reference", str(reference), "--num-bootstrap", "50", "--num-threads", "1", *more]
 
 
