@@ -47,14 +47,28 @@ def open_storage(where: str) -> BaseStorage:
 
     try:
         if "://" in where:
-            options = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {}
-            return RDBStorage(where, engine_kwargs=options)
+            return _open_database(where)
         Path(where).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(where))
     except (ImportError, OSError, ValueError, SQLAlchemyError) as error:
         raise ValueError(
             f"storage={where!r}: {str(error).splitlines()[0]}; give a journal file or a database URL"
         ) from None
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Two searches that begin at once may both make the tables: the one that comes second tries again."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for attempt in range(5):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            if attempt == 4:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("not reached")
 
 
 class TrialBoard:

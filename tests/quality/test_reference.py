@@ -127,11 +127,26 @@ def bound(reference: QualityReference, folder: Path) -> QualityReference:
     return replace(reference, origin={**reference.origin, "checkpoint": {"weights": weights_identity(folder)}})
 
 
+def differences(a: object, b: object) -> list[float]:
+    """Of all numbers of two JSON values; anything else must be equal."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys()
+        return [d for key in a for d in differences(a[key], b[key])]
+    if isinstance(a, list) and isinstance(b, list):
+        assert len(a) == len(b)
+        return [d for x, y in zip(a, b, strict=True) for d in differences(x, y)]
+    if isinstance(a, float) and isinstance(b, float):
+        return [abs(a - b)]
+    assert a == b
+    return []
+
+
 @pytest.mark.slow
 def test_fitting_again_gives_the_same_reference(corpus: Path) -> None:
+    """But for the last digit that is kept: a threaded product may add in another order."""
     config = FitConfig(corpora=(corpus,), held_out=(), num_passages=120, num_ranges=60, context_steps=3)
     first, second = fit(config), fit(config)
-    assert json.dumps(first.to_json()) == json.dumps(second.to_json())
+    assert max(differences(first.to_json(), second.to_json())) < 2e-5
 
 
 def shipped_folder() -> Path:
