@@ -164,3 +164,11 @@ def test_a_diagnosis_that_passes_its_deadline_makes_room_for_the_next(monkeypatc
     outcomes: list[str] = []
     assert diagnoses(outcomes, [0.01], monkeypatch) == [503, 503]
     assert outcomes == ["diagnose unavailable"] * 2
+
+
+def test_the_docs_show_the_body_of_each_quality_endpoint(scored: ServerProcess) -> None:
+    paths = scored.request("GET", "/openapi.json").json()["paths"]
+    fields = {"score": "texts", "diagnose": "seed", "compare": "prompts"}
+    for endpoint, field in fields.items():
+        body = paths[f"/quality/{endpoint}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert field in body["properties"]
