@@ -23,6 +23,11 @@ POSITIONS_AT_ONCE = 16
 _CERTAIN = 1e9  # added to a logit, it decides a greedy draw; the log-probability is taken before it is added
 
 
+def too_late() -> ApiError:
+    """What a request is answered when its time is over."""
+    return ApiError(503, "the deadline passed before the answer was whole", remedy="try again later", retry_after=1)
+
+
 class EngineCalls:
     """Calls on behalf of one HTTP request; a reader that hangs up (seen by `receive`) ends them with ReaderGone."""
 
@@ -31,7 +36,7 @@ class EngineCalls:
         self._receive = receive
 
     async def continuations(self, asked: GenerateRequest) -> list[Choice]:
-        """Every choice of a request, finished. Raises ApiError as /generate does."""
+        """Every choice of a request, whole. Raises ApiError as /generate does, and 503 for one cut by its deadline."""
         service = self._service
         check_sizes(asked, service.settings)
         limits = service.limits()
@@ -47,6 +52,8 @@ class EngineCalls:
         finally:
             watcher.cancel()
             generation.close()
+        if any(choice.finish_reason == "deadline" for choice in completion.choices):
+            raise too_late()
         return completion.choices
 
     async def surprise(self, text: str, field: str) -> TokenSurprise:
@@ -63,8 +70,9 @@ class EngineCalls:
             raise refuse(field, len(ids), f"has a text of {len(ids)} tokens", f"give at most {most} for the surprise")
         logprobs: list[float] = []
         entropies: list[float] = []
-        for start in range(0, len(ids), POSITIONS_AT_ONCE):
-            end = min(start + POSITIONS_AT_ONCE, len(ids))
+        at_once = min(POSITIONS_AT_ONCE, self._service.settings.max_in_flight)
+        for start in range(0, len(ids), at_once):
+            end = min(start + at_once, len(ids))
             for logprob, entropy in await self._forced([lead + ids[:t] for t in range(start, end)], ids[start:end]):
                 logprobs.append(logprob)
                 entropies.append(entropy)
@@ -90,7 +98,7 @@ class EngineCalls:
                         assert delta.token_ids == [tokens[index]]
                         found[index] = (delta.logprobs[0], delta.entropies[0])
                     elif delta.finish_reason is not None and index not in found:
-                        raise ApiError(503, "the deadline passed", remedy="try again later", retry_after=1)
+                        raise too_late()
         finally:
             watcher.cancel()
             generation.close()

@@ -230,18 +230,23 @@ def _install_error_shape(app: Any) -> None:
 
 
 def _describe(app: Any) -> None:
-    """Give /docs the body of POST /generate, which the endpoint reads itself."""
+    """Give /docs the bodies of POST requests, which the endpoints read themselves."""
+    from serve.routes.quality import CompareRequest, DiagnoseRequest, ScoreRequest
     from serve.schemas import GenerateRequest
 
+    bodies: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("/generate", GenerateRequest, {"prompt": "Once upon a time", "max_new_tokens": 32}),
+        ("/quality/score", ScoreRequest, {"texts": ["It was late."]}),
+        ("/quality/diagnose", DiagnoseRequest, {}),
+        ("/quality/compare", CompareRequest, {"prompts": ["Once upon a time"], "a": {"temperature": 0.8}, "b": {}}),
+    )
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         document: dict[str, Any] = original()
-        schema = GenerateRequest.model_json_schema()
-        content = {
-            "application/json": {"schema": schema, "example": {"prompt": "Once upon a time", "max_new_tokens": 32}}
-        }
-        document["paths"]["/generate"]["post"]["requestBody"] = {"required": True, "content": content}
+        for path, body, example in bodies:
+            content = {"application/json": {"schema": body.model_json_schema(), "example": example}}
+            document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         return document
 
     app.openapi = openapi

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from serve.quality.score import QualityReport
 
 OUTCOMES = ("ok", "invalid", "full", "unavailable", "cancelled", "error")
+OUTCOME_OF_STATUS = {429: "full", 500: "error", 503: "unavailable"}
+"""Of an answer that is no success; other statuses are the request's own fault."""
+QUALITY_ENDPOINTS = ("score", "diagnose", "compare")
 FINISH_REASONS = ("stop", "length", "deadline", "abort", "error")
 GRADES = ("EXCELLENT", "GOOD", "FAIR", "POOR")
 RESULTS = ("scored", "short", "shed", "failed")
@@ -71,6 +74,12 @@ TABLE = (
         TOKENS,
     ),
     Row("phiserve_requests_total", "counter", "Requests to /generate by outcome.", ("outcome",)),
+    Row(
+        "phiserve_quality_requests_total",
+        "counter",
+        "Requests to /quality/score, /quality/diagnose and /quality/compare by outcome.",
+        ("endpoint", "outcome"),
+    ),
     Row("phiserve_choices_total", "counter", "Choices by finish reason.", ("finish_reason",)),
     Row("phiserve_choices_in_flight", "gauge", "Choices that HTTP processes wait for."),
     Row("phiserve_queue_length", "gauge", "Choices that wait in the engines for a place."),
@@ -168,6 +177,8 @@ class ApiMetrics:
         self._input = m["gen_ai_client_token_usage"].labels(model, "input")
         self._output = m["gen_ai_client_token_usage"].labels(model, "output")
         self._outcomes = {outcome: m["phiserve_requests_total"].labels(outcome) for outcome in OUTCOMES}
+        quality = m["phiserve_quality_requests_total"]
+        self._quality_outcomes = {(e, o): quality.labels(e, o) for e in QUALITY_ENDPOINTS for o in OUTCOMES}
         self._reasons = {reason: m["phiserve_choices_total"].labels(reason) for reason in FINISH_REASONS}
         self._in_flight = m["phiserve_choices_in_flight"]
         self._ready = m["phiserve_workers_ready"]
@@ -176,6 +187,9 @@ class ApiMetrics:
 
     def outcome(self, name: str) -> None:
         self._outcomes[name].inc()
+
+    def quality_outcome(self, endpoint: str, name: str) -> None:
+        self._quality_outcomes[endpoint, name].inc()
 
     def finished(self, totals: "Totals") -> None:
         """A request that reached the engine is over, in whatever way."""

@@ -1,4 +1,4 @@
-"""`python -m serve.quality fit | validate | score | diagnose`. Arguments in, exit code out."""
+"""`python -m serve.quality fit | validate | score | compare | diagnose`. Arguments in, exit code out."""
 
 import argparse
 import json

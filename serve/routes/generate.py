@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serve.completion import Choice, Completion, error_event
 from serve.errors import ApiError
+from serve.metrics import OUTCOME_OF_STATUS
 from serve.routes.responses import EventStream, error_response, json_response, read_json_body, watch_hang_up
 from serve.schemas import GenerateRequest, Limits, Plan, check_sizes, encode, parse, plan, prompts_of
 from serve.service import Service
@@ -17,7 +18,6 @@ from serve.worker_pool import Generation, ReaderGone
 
 # Tokenising a longer prompt would keep the event loop from the other streams.
 LONG_PROMPT_CHARACTERS = 16_384
-OUTCOMES = {429: "full", 500: "error", 503: "unavailable"}
 
 
 class GenerateRoute:
@@ -32,7 +32,7 @@ class GenerateRoute:
         try:
             generation, completion, stream = await self._begin(request, arrived)
         except ApiError as error:
-            self._service.metrics.outcome(OUTCOMES.get(error.status, "invalid"))
+            self._service.metrics.outcome(OUTCOME_OF_STATUS.get(error.status, "invalid"))
             return error_response(error)
         except ClientDisconnect:  # before the whole body came: nobody reads the answer
             self._service.metrics.outcome("cancelled")
@@ -93,7 +93,7 @@ class Answer:
             self._end("cancelled")
             return Response(status_code=499)
         except ApiError as error:
-            self._end(OUTCOMES.get(error.status, "error"))
+            self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
             return error_response(error)
         finally:
             watcher.cancel()
@@ -108,7 +108,7 @@ class Answer:
             self._end("cancelled")
             return Response(status_code=499)
         except ApiError as error:
-            self._end(OUTCOMES.get(error.status, "error"))
+            self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
             return error_response(error)
         except BaseException:
             self._end("error")
@@ -132,7 +132,7 @@ class Answer:
         except ReaderGone:
             self._end("cancelled")
         except ApiError as error:
-            self._end(OUTCOMES.get(error.status, "error"))
+            self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
             yield error_event(error)
 
     async def _advance(self) -> list[tuple[Choice, str]]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve.completion import Choice
-from serve.engine_calls import EngineCalls
+from serve.engine_calls import EngineCalls, too_late
 from serve.errors import ApiError, problems_of
+from serve.metrics import OUTCOME_OF_STATUS
 from serve.quality.compare import compare
 from serve.quality.diagnose import PROBES, Diagnosis, Findings, diagnose
 from serve.quality.score import QualityReport
@@ -34,8 +35,10 @@ NEUTRAL: Mapping[str, Any] = {
     "ignore_eos": True,
 }
 """The model itself, whatever its generation_config.json says."""
+TWO_MODELS = "compare two models with `python -m serve.quality compare MODEL_A MODEL_B --prompts FILE`"
 SIDE_FIELDS = tuple(name for name in SAMPLING_FIELDS if name in GenerateRequest.model_fields)
 Body = TypeVar("Body", bound=BaseModel)
+Work = Callable[[bytes, EngineCalls], Awaitable[dict[str, Any]]]
 
 
 class ScoreRequest(BaseModel):
@@ -77,24 +80,33 @@ class QualityRoutes:
 
     async def score(self, request: Request) -> Response:
         """Score given texts by the served checkpoint's reference; with `surprise`, by what its model thinks too."""
-        return await self._answer(request, self._score)
+        return await self._answer(request, "score", self._score)
 
     async def diagnose(self, request: Request) -> Response:
         """Is the served model healthy? Its entropies, its surprise at plain text, its greedy and sampled writing."""
-        return await self._answer(request, self._diagnose)
+        return await self._answer(request, "diagnose", self._diagnose)
 
     async def compare(self, request: Request) -> Response:
         """Two sampling settings on the same prompts and seeds: scores, variety, and the paired difference."""
-        return await self._answer(request, self._compare)
+        return await self._answer(request, "compare", self._compare)
 
-    async def _answer(self, request: Request, work: Any) -> Response:
+    async def _answer(self, request: Request, endpoint: str, work: Work) -> Response:
+        """The answer to one request, within the deadline, counted by its outcome."""
+        settings, outcome = self._service.settings, "error"
         try:
-            body = await read_json_body(request, self._service.settings.max_body_bytes)
-            found = await work(body, EngineCalls(self._service, request.receive))
-        except ApiError as error:
-            return error_response(error)
+            body = await read_json_body(request, settings.max_body_bytes)
+            async with asyncio.timeout(settings.request_deadline_seconds):
+                found = await work(body, EngineCalls(self._service, request.receive))
+            outcome = "ok"
+        except (ApiError, TimeoutError) as error:
+            refused = error if isinstance(error, ApiError) else too_late()
+            outcome = OUTCOME_OF_STATUS.get(refused.status, "invalid")
+            return error_response(refused)
         except (ClientDisconnect, ReaderGone):  # nobody reads the answer
+            outcome = "cancelled"
             return Response()
+        finally:
+            self._service.metrics.quality_outcome(endpoint, outcome)
         answer = {"model": self._service.model.full_name} | found
         return json_response(json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode())
 
@@ -120,13 +132,14 @@ class QualityRoutes:
 
     async def _examine(self, seed: int, calls: EngineCalls) -> Diagnosis:
         limits = self._service.limits()
-        probes = list(PROBES[: self._service.settings.max_prompts])
+        settings = self._service.settings
+        probes = list(PROBES[: min(settings.max_prompts, settings.max_in_flight)])
         try:
             given = [await calls.surprise(text, "prompt") for text in probes]
             common: dict[str, Any] = {
                 "prompt": probes,
-                "max_new_tokens": min(PROBE_TOKENS, limits.max_model_len // 2, self._service.settings.max_new_tokens),
-                "logprobs": min(1, self._service.settings.max_logprobs),
+                "max_new_tokens": min(PROBE_TOKENS, limits.max_model_len // 2, settings.max_new_tokens),
+                "logprobs": min(1, settings.max_logprobs),
                 "seed": seed,
                 **NEUTRAL,
             }
@@ -147,7 +160,7 @@ class QualityRoutes:
         return diagnose(findings)
 
     async def _compare(self, body: bytes, calls: EngineCalls) -> dict[str, Any]:
-        asked = _parse(body, CompareRequest, 'send {"prompts": ["..."], "a": {"temperature": 0.8}, "b": {}}')
+        asked = parse_compare(body, self._service.settings.max_prompts)
         scoring = self._service.scoring()
         sides = [_side_request(asked, name, getattr(asked, name)) for name in ("a", "b")]
         texts: list[list[list[str]]] = []
@@ -169,6 +182,20 @@ def parse_score(body: bytes, most: int) -> ScoreRequest:
     if not 1 <= len(asked.texts) <= most:
         count = len(asked.texts)
         raise refuse("texts", count, f"lists {count} texts", f"give 1 to {most} texts")
+    return asked
+
+
+def parse_compare(body: bytes, most: int) -> CompareRequest:
+    """Raises ApiError as parse_score; for a model's name it says how models are compared."""
+    try:
+        asked = _parse(body, CompareRequest, 'send {"prompts": ["..."], "a": {"temperature": 0.8}, "b": {}}')
+    except ApiError as error:
+        if error.field not in ("model", "model_a", "model_b"):
+            raise
+        raise refuse(error.field, error.value, "cannot be chosen: one server serves one model", TWO_MODELS) from None
+    if len(asked.prompts) > most:
+        count = len(asked.prompts)
+        raise refuse("prompts", count, f"lists {count} texts", f"give 1 to {most} texts")
     return asked
 
 

@@ -10,6 +10,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 BOUNDED_LABELS = {
     "gen_ai_request_model",
     "gen_ai_token_type",
+    "endpoint",
     "outcome",
     "finish_reason",
     "phase",

@@ -1,11 +1,17 @@
 """The comparison of two ways of writing: pairing, the interval, and what it leaves out."""
 
+import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
+from serve.quality.__main__ import main
 from serve.quality.compare import compare
 from serve.quality.score import QualityReport
+
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
 
 
 def report(score: float | None) -> QualityReport:
@@ -60,3 +66,28 @@ def test_one_prompt_has_no_interval_and_none_is_an_error() -> None:
     assert compare(texts, reports)["difference"]["interval"] is None
     with pytest.raises(ValueError, match="give both the same"):
         compare(([], []), ([], []))
+
+
+def test_two_models_are_compared_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint against itself at temperature 3: the same prompts, each model at its own defaults."""
+    hot = tmp_path / "hot"
+    shutil.copytree(CHECKPOINT, hot)
+    defaults = json.loads((hot / "generation_config.json").read_text())
+    (hot / "generation_config.json").write_text(json.dumps(defaults | {"temperature": 3.0, "top_p": 1.0}))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\n\nThe captain said\nIn the evening\n")
+    line = ["compare", str(CHECKPOINT), str(hot), "--prompts", str(prompts), "--samples", "2", "--num-tokens", "40"]
+    assert main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"] == {"a": str(CHECKPOINT), "b": str(hot)}
+    assert found["difference"]["num_prompts"] == 3
+    assert found["difference"]["interval"][1] < 0
+
+
+def test_a_comparison_without_prompts_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n")
+    assert main(["compare", str(CHECKPOINT), str(CHECKPOINT), "--prompts", str(prompts)]) == 2
+    assert "give at least one" in capsys.readouterr().err
