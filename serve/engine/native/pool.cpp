@@ -32,12 +32,10 @@ Pool::~Pool() {
   for (auto& worker : workers_) worker.join();
 }
 
-void Pool::wake() {
+void Pool::begin() {
+  on_shift_.store(true);
   if (sleepers_.load() == 0) return;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    calls_.fetch_add(1);
-  }
+  { std::lock_guard<std::mutex> lock(mutex_); }  // one that has just looked is waiting by now
   came_.notify_all();
 }
 
@@ -88,11 +86,10 @@ void Pool::work(int thread) {
     if (spins % 64 != 63) continue;
     const auto now = std::chrono::steady_clock::now();
     if (spins == 63) last = now;
-    if (now - last < PATIENCE) continue;
+    if (on_shift_.load(std::memory_order_relaxed) || now - last < PATIENCE) continue;
     std::unique_lock<std::mutex> lock(mutex_);
-    const uint64_t heard = calls_.load();
     sleepers_.fetch_add(1);
-    came_.wait(lock, [&] { return stop_.load() || calls_.load() != heard; });
+    came_.wait(lock, [&] { return stop_.load() || on_shift_.load(); });
     sleepers_.fetch_sub(1);
     spins = 0;
   }

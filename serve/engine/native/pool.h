@@ -1,4 +1,5 @@
-// A few threads that share the loops of one caller. Idle threads sleep and cost nothing.
+// A few threads that share the loops of one caller. While a Pool::Shift lives they stay awake; idle threads sleep and
+// cost nothing.
 #pragma once
 #include <stdint.h>
 
@@ -18,7 +19,19 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int num_threads() const { return (int)workers_.size() + 1; }
-  void wake();  // let sleeping threads come while the caller prepares its first loop
+
+  // The caller's time from its first loop to its last. Without it a thread that is done early in a loop of long bodies
+  // would fall asleep and miss the loops that follow.
+  class Shift {
+   public:
+    explicit Shift(Pool& pool) : pool_(pool) { pool_.begin(); }
+    ~Shift() { pool_.on_shift_.store(false); }
+    Shift(const Shift&) = delete;
+    Shift& operator=(const Shift&) = delete;
+
+   private:
+    Pool& pool_;
+  };
 
   // body(index, thread) for index 0..count-1, in any order, by whichever threads are there; returns when all are done.
   // The caller takes part, so a thread that is late or never comes costs time, never the result.
@@ -33,6 +46,7 @@ class Pool {
 
  private:
   typedef void (*Call)(const void* body, int64_t index, int thread);
+  void begin();
   void share(int64_t count, Call call, const void* body);
   void work(int thread);
   bool take_one(int thread);
@@ -42,7 +56,7 @@ class Pool {
   std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<uint64_t> calls_{0};  // grows with every wake-up call
+  std::atomic<bool> on_shift_{false};
   std::atomic<bool> stop_{false};
   Call call_ = nullptr;
   const void* body_ = nullptr;

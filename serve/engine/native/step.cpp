@@ -74,7 +74,7 @@ void Model::step(const Batch& batch, Results& results) {
   check(batch, results);
   results.sample_seconds = 0.0;
   if (batch.num_rows == 0) return;
-  pool_.wake();
+  const Pool::Shift shift(pool_);
   lay_out(batch);
   reserve((int64_t)tokens_.size(), batch.num_samples);
   embed();
