@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
 from serve.errors import ApiError, StartupError
 from serve.quality.drift import DriftWindow
 from serve.quality.reference import FILE_NAME, find_reference
@@ -101,6 +103,8 @@ class Scoring:
         heads = scorer.reference.heads.items()
         self._drift = {n: DriftWindow(h.served_scores, window) for n, h in heads if h.served_scores is not None}
         self._thread = ThreadPoolExecutor(1, "phiserve-score")
+        # A score's products are too small to share, and BLAS' threads would wait for each other on the engine's cores.
+        threadpool_limits(1, user_api="blas")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
