@@ -1,6 +1,11 @@
 // Matrix product with int8 weights and activations, inside an instruction set's namespace, after gemm_kernels.h.
 // See Int8Scales in kernels.h. Panel p of the matrix: [depth / 4][NR][4].
 #if defined(__AVX512VNNI__)
+// _mm512_dpbusd_epi32, which gcc 12 surrounds with two copies of the sum each time it is in a loop.
+static inline void add_products(__m512i& sum, __m512i weights, __m512i inputs) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(inputs));
+}
+
 template <int M, int P>
 static void tile_int8(const Gemm& g, int64_t row, int64_t panel) {
   constexpr int64_t FOURS = INT8_GROUP / 4;
@@ -30,7 +35,7 @@ static void tile_int8(const Gemm& g, int64_t row, int64_t panel) {
         __builtin_memcpy(&four, a + m * g.lda + 4 * k, 4);
         const __m512i x = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * P; ++j) acc[m][j] = _mm512_dpbusd_epi32(acc[m][j], w[j], x);
+        for (int j = 0; j < 2 * P; ++j) add_products(acc[m][j], w[j], x);
       }
     }
 #pragma GCC unroll 16
