@@ -51,7 +51,8 @@ const Kernels& kernels_for(const Config& c) {
 
 Model::Model(const Config& config)
     : config_(checked(config)), kernels_(kernels_for(config)), format_((Format)config.format),
-      bf16_(format_ == Format::bf16), act_bytes_(bf16_ ? 2 : 4), given_((size_t)(config.num_layers * NUM_PARTS)), layers_((size_t)config.num_layers),
+      bf16_(format_ == Format::bf16), act_bytes_(bf16_ ? 2 : 4),
+      given_((size_t)(config.num_layers * NUM_PARTS)), layers_((size_t)config.num_layers),
       sampler_(kernels_, config.max_slots, config.vocab_size), pool_(config.num_threads) {
   const Config& c = config_;
   const int64_t lanes = kernels_.vector_width, panel = kernels_.panel_width;
@@ -65,7 +66,8 @@ Model::Model(const Config& config)
   attended_stride_ = round_up(queries, panel) + SKEW;
   inner_stride_ = round_up(c.intermediate_size, lanes) + SKEW;
   logits_stride_ = round_up(c.vocab_size, panel) + SKEW;
-  groups_each_ = round_up(std::max({(int64_t)c.hidden_size, queries, (int64_t)c.intermediate_size}), INT8_GROUP) / INT8_GROUP;
+  const int64_t most_inputs = std::max({(int64_t)c.hidden_size, queries, (int64_t)c.intermediate_size});
+  groups_each_ = round_up(most_inputs, INT8_GROUP) / INT8_GROUP;
   whole_stride_ = groups_each_ * INT8_GROUP + 2 * SKEW;
   const int64_t angles = (int64_t)c.max_model_len * (c.head_dim / 2);
   cosines_.make(angles);
