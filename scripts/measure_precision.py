@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, help="only the first so many")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if "float32" not in args.dtypes:

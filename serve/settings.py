@@ -34,7 +34,9 @@ class ServeSettings(BaseSettings):
 
     runner: Literal["auto", "torch", "native"] = Field("auto", description="what computes the forward pass")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is computed")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="number format of the model; int8 on the native runner only"
+    )
     threads: int = Field(0, ge=0, description="threads of each worker's computation; 0 lets the runner choose")
     cache_tokens: int = Field(0, ge=0, description="tokens in each worker's key-value cache; 0 lets the runner choose")
     max_model_len: int = Field(0, ge=0, description="longest prompt plus answer; 0 is what the model's config says")

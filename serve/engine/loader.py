@@ -59,6 +59,10 @@ def load_runner(model_dir: Path | str, runner: str = "auto", options: RunnerOpti
         loaded = LoadedRunner(native.load_native_runner(model_dir, options), "native", reason)
     elif runner == "native":
         raise ValueError(f"runner is 'native': {obstacle}; or choose runner 'torch'")
+    elif options.dtype == "int8":
+        raise ValueError(
+            f"dtype is 'int8', which only the native runner computes in: {obstacle}; or choose dtype 'auto'"
+        )
     else:
         from serve.engine.torch_runner import TorchRunner
 

@@ -21,7 +21,7 @@ from serve.engine.request import SamplingParams
 from serve.engine.runner import BLOCK_SIZE, RunnerOptions, StepBatch, StepOutput, default_num_blocks
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-_DTYPES = ("auto", "float32", "bfloat16")
+_DTYPES = ("auto", *lib.FORMATS)
 _LAYER_TENSORS = {
     "attention_norm": "input_layernorm",
     "q": "self_attn.q_proj",
@@ -65,7 +65,7 @@ def why_unsupported_config(config: dict[str, Any]) -> str | None:
 
 
 def load_native_runner(model_dir: Path, options: RunnerOptions) -> "NativeRunner":
-    """Load a Hugging Face folder. ValueError when it cannot be served; for dtype "auto" see uses_bf16."""
+    """Load a Hugging Face folder. ValueError when it cannot be served; for dtype "auto" see weight_format."""
     reason = why_unsupported(model_dir)
     if reason is not None:
         raise ValueError(f"model '{model_dir}': {reason}")
@@ -90,16 +90,18 @@ def _angles(config: dict[str, Any], max_model_len: int) -> NDArray[np.float32]:
     return angles
 
 
-def uses_bf16(dtype: str, tensors: dict[str, StoredTensor], kernels: str) -> bool:
-    """Whether products are taken of bfloat16 numbers. kernels: the instruction set in use.
+def weight_format(dtype: str, tensors: dict[str, StoredTensor], kernels: str) -> str:
+    """What products are taken in: "float32", "bfloat16" or "int8". kernels: the instruction set in use.
 
-    "auto" says yes where that loses nothing of the weights, for they are stored so, and the processor multiplies
+    "auto" takes bfloat16 where that loses nothing of the weights, for they are stored so, and the processor multiplies
     bfloat16; only activations are rounded then. ValueError for a dtype that this runner does not have.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is '{dtype}': the native runner has {', '.join(_DTYPES)}")
+    if dtype != "auto":
+        return dtype
     stored_so = all(tensor.dtype == "BF16" for tensor in tensors.values())
-    return dtype == "bfloat16" or (dtype == "auto" and stored_so and kernels == "avx512_bf16")
+    return "bfloat16" if stored_so and kernels == "avx512_bf16" else "float32"
 
 
 class NativeRunner:
@@ -122,8 +124,7 @@ class NativeRunner:
         self._library = lib.load_library()
         self._model = ctypes.c_void_p()
         chosen: bytes | None = self._library.native_kernels(kernels.encode() if kernels else None)
-        self._bf16 = uses_bf16(options.dtype, tensors, (chosen or b"").decode())
-        self.dtype = "bfloat16" if self._bf16 else "float32"
+        self.dtype = weight_format(options.dtype, tensors, (chosen or b"").decode())
         self.vocab_size = int(config["vocab_size"])
         self.max_model_len = options.max_model_len or read_max_model_len(config)
         self.max_slots = options.max_slots
@@ -154,7 +155,7 @@ class NativeRunner:
             max_slots=self.max_slots,
             num_blocks=self.num_blocks,
             num_threads=options.num_threads or len(os.sched_getaffinity(0)),
-            use_bf16=self._bf16,
+            format=lib.FORMATS.index(self.dtype),
             norm_eps=config.get("rms_norm_eps", 1e-6),
             cosines=cosines.ctypes.data,
             sines=sines.ctypes.data,

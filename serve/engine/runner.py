@@ -48,8 +48,8 @@ class RunnerOptions:
     num_blocks: blocks of BLOCK_SIZE tokens in the KV pool. None: room for max_slots requests of
         min(max_model_len, 1024) tokens, and never less than one request of max_model_len.
     max_model_len: the longest prompt plus output. None: what the model's config says.
-    dtype: "float32", "bfloat16", "float16" (or "float64", torch only), or "auto": the runner's own choice, which it
-        states in Runner.dtype.
+    dtype: "float32", "bfloat16", "int8" (native only), "float16" or "float64" (torch only), or "auto": the runner's own
+        choice, which it states in Runner.dtype.
     device: "cpu" or "cuda" (torch only).
     num_threads: threads for the computation. None leaves the library's default.
     """

@@ -34,6 +34,8 @@ CONFIGS = {
     "one_key_head_for_twelve": {**_SIZES, "num_attention_heads": 12, "num_key_value_heads": 1, "head_dim": 6},
 }
 
+KERNELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+
 
 def require_library() -> None:
     """Build the library where it is missing or stale; skip where there is no compiler."""
@@ -49,8 +51,7 @@ def require_library() -> None:
 def available_kernels() -> list[str]:
     """The instruction sets of this processor that the library has."""
     opened = library.load_library()
-    names = ("portable", "avx2", "avx512", "avx512_bf16")
-    return [name for name in names if opened.native_kernels(name.encode()) is not None]
+    return [name for name in KERNELS if opened.native_kernels(name.encode()) is not None]
 
 
 @cache
@@ -80,17 +81,19 @@ def native(
     dtype: str = "float32",
     threads: int = 1,
     broken_id: int | None = None,
+    broken_part: str = "lm_head.weight",
+    broken_by: float = np.nan,
     **options,
 ) -> NativeRunner:
-    """A native runner of it. broken_id: an id whose row of the head is not a number."""
+    """A native runner of it. broken_id: an id whose row of broken_part holds one number that is not finite."""
     options = RunnerOptions(**{"max_slots": 5, "num_blocks": 60, **options}, dtype=dtype, num_threads=threads)
     config = model(kind, torch.float32).config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
     weights = tensors(kind)
     if broken_id is not None:
-        head = weights["lm_head.weight"]
-        data = head.data.copy()
-        data.view(np.float32).reshape(head.shape)[broken_id] = np.nan
-        weights["lm_head.weight"] = StoredTensor(head.dtype, head.shape, data)
+        whole = weights[broken_part]
+        data = whole.data.copy()
+        data.view(np.float32).reshape(whole.shape)[broken_id, 20] = broken_by
+        weights[broken_part] = StoredTensor(whole.dtype, whole.shape, data)
     return NativeRunner(config, weights, options, eos_token_ids=(2,), kernels=kernels)
 
 

@@ -84,5 +84,5 @@ def test_an_unknown_instruction_set_and_an_unknown_dtype_are_refused() -> None:
     require_library()
     with pytest.raises(ValueError, match="kernels is 'sse9'"):
         native("tied", kernels="sse9")
-    with pytest.raises(ValueError, match="dtype is 'float16': the native runner has auto, float32, bfloat16"):
+    with pytest.raises(ValueError, match="dtype is 'float16': the native runner has auto, float32, bfloat16, int8"):
         native("tied", dtype="float16")

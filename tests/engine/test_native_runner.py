@@ -10,7 +10,7 @@ import torch
 from serve.engine.engine import Engine, EngineLimits
 from serve.engine.loader import load_runner
 from serve.engine.native.weights import StoredTensor
-from serve.engine.native_runner import uses_bf16
+from serve.engine.native_runner import weight_format
 from serve.engine.reference import generate_naively
 from serve.engine.request import SamplingParams
 from serve.engine.runner import Runner, RunnerOptions
@@ -18,6 +18,7 @@ from serve.engine.slot_sampler import SlotSampler
 from tests.engine.helpers import run_to_end
 from tests.engine.native_models import (
     CONFIGS,
+    KERNELS,
     available_kernels,
     model,
     native,
@@ -28,6 +29,7 @@ from tests.engine.native_models import (
 from tests.engine.test_torch_runner import prompt, requests_of_all_kinds
 
 GREEDY = SamplingParams(temperature=0.0)
+NEEDS = {"bfloat16": "avx512_bf16", "int8": "avx512_vnni"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +52,7 @@ def logits_of(runner, rows, sample=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_logits_are_those_of_transformers_on_every_instruction_set(kind: str, kernels: str) -> None:
     if kernels not in available_kernels():
         pytest.skip(f"this processor has no {kernels}")
@@ -71,11 +73,11 @@ def test_bfloat16_weights_stay_near(kind: str) -> None:
     np.testing.assert_allclose(got, wanted, atol=0.05 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("kind", ["grouped", "one_key_head_for_twelve"])
 def test_a_row_is_bit_for_bit_the_same_in_any_batch_chunk_and_number_of_threads(kind: str, dtype: str) -> None:
-    if dtype == "bfloat16" and "avx512_bf16" not in available_kernels():
-        pytest.skip("this processor has no AVX-512 BF16")
+    if NEEDS.get(dtype, "portable") not in available_kernels():
+        pytest.skip(f"this processor has no {NEEDS[dtype]}")
     ids, runner = prompt(50), native(kind, dtype=dtype)
     alone = logits_of(runner, [(0, 0, ids)])
     for others in (1, 2, 3, 4):
@@ -168,7 +170,7 @@ def test_a_bad_batch_is_refused_with_a_sentence_and_the_runner_goes_on() -> None
     assert len(runner.execute(step(runner, [(0, 0, [5])])).token_ids) == 1
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("broken_id", [0, 37, 99])
 def test_one_logit_that_is_not_a_number_is_an_error_on_every_instruction_set(kernels: str, broken_id: int) -> None:
     if kernels not in available_kernels():
@@ -184,20 +186,21 @@ def test_one_logit_that_is_not_a_number_is_an_error_on_every_instruction_set(ker
 @pytest.mark.parametrize(
     ("dtype", "stored", "kernels", "wanted"),
     [
-        ("auto", "BF16", "avx512_bf16", True),
-        ("auto", "BF16", "avx512", False),
-        ("auto", "F32", "avx512_bf16", False),
-        ("auto", "F16", "avx512_bf16", False),
-        ("float32", "BF16", "avx512_bf16", False),
-        ("bfloat16", "F32", "avx512_bf16", True),
+        ("auto", "BF16", "avx512_bf16", "bfloat16"),
+        ("auto", "BF16", "avx512", "float32"),
+        ("auto", "F32", "avx512_bf16", "float32"),
+        ("auto", "F16", "avx512_bf16", "float32"),
+        ("float32", "BF16", "avx512_bf16", "float32"),
+        ("bfloat16", "F32", "avx512_bf16", "bfloat16"),
+        ("int8", "BF16", "avx512_bf16", "int8"),
     ],
 )
 def test_auto_is_bfloat16_only_where_weights_lose_nothing_and_the_processor_has_it(
-    dtype: str, stored: str, kernels: str, wanted: bool
+    dtype: str, stored: str, kernels: str, wanted: str
 ) -> None:
     nothing = np.zeros(0, np.uint8)
     stored_tensors = {"a": StoredTensor("BF16", (0,), nothing), "b": StoredTensor(stored, (0,), nothing)}
-    assert uses_bf16(dtype, stored_tensors, kernels) is wanted
+    assert weight_format(dtype, stored_tensors, kernels) == wanted
 
 
 def test_the_loader_takes_it_for_a_saved_llama_and_says_why_not_for_others(tmp_path: Path) -> None:

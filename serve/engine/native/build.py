@@ -26,7 +26,8 @@ _AVX512 = [*_AVX2, *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wn
 _FLAGS_OF_FILE = {
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,
-    "kernels_avx512_bf16.cpp": [*_AVX512, "-mavx512bf16"],
+    "kernels_avx512_vnni.cpp": [*_AVX512, "-mavx512vnni"],
+    "kernels_avx512_bf16.cpp": [*_AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
 
 

@@ -10,13 +10,30 @@ enum class Epilogue { store, add, swiglu };
 // store: C = result. add: C += result. swiglu: a panel holds half its columns of gate and half of up; C gets
 // silu(gate) * up, as an activation (float, or bfloat16 where the weights are).
 // The sum over depth is one chain per output in ascending order: a row's result never depends on the other rows.
+struct Int8Scales;
 struct Gemm {
   const void* weights;  // packed panels
-  const void* a;        // activations: float, or bfloat16 where the weights are
+  const void* a;        // activations: float, or bfloat16 or int8 where the weights are
   void* c;
   int64_t lda, ldc;     // in elements
   int64_t rows, depth, panels;
   Epilogue epilogue;
+  const Int8Scales* int8;  // null unless the weights are int8; then a is int8 too
+};
+
+// int8 weights have a scale each output, int8 activations one each INT8_GROUP inputs of a row. A whole number is
+// v = round(x / scale) with the largest |x| under that scale at 127. Weights are held as v + 128 in a uint8, the form
+// that the instruction wants, and `offset` takes the 128 back out of a group's sum.
+constexpr int64_t INT8_GROUP = 64;
+constexpr float INT8_LEAST = 1e-30f;  // numbers below it are zero: 127 over it would leave the range of floats
+struct Int8Group {
+  float scale;     // not a number when an input is not finite
+  int32_t offset;  // -128 times the sum of the group's whole numbers
+};
+struct Int8Scales {
+  const Int8Group* groups;  // groups_each for each row
+  int64_t groups_each;
+  const float* outputs;
 };
 
 // Attention of up to MAX_QUERIES (token, head) pairs that share keys and values.
@@ -50,6 +67,9 @@ struct Kernels {
   int vector_width, panel_width, max_rows;
   void (*gemm_f32)(const Gemm&, int64_t first_panel, int64_t last_panel);
   void (*gemm_bf16)(const Gemm&, int64_t first_panel, int64_t last_panel);  // null without the instructions
+  void (*gemm_int8)(const Gemm&, int64_t first_panel, int64_t last_panel);  // null without the instructions
+  // One row to whole numbers, up to the end of its last group; null without gemm_int8.
+  void (*quantise)(const float* x, int64_t count, int8_t* out, Int8Group* groups);
   void (*attend)(const Attention&);
   // out = x / rms(x) * weight over width entries (a multiple of vector_width, zero past `size`).
   void (*rms_norm)(const float* x, const float* weight, int64_t width, int64_t size, float eps, void* out, bool bf16);
@@ -65,6 +85,7 @@ const Kernels& portable_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512_vnni_kernels();
 const Kernels& avx512_bf16_kernels();
 #endif
 

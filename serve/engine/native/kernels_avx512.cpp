@@ -7,14 +7,15 @@ namespace native {
 namespace avx512_only {
 #include "vector.h"
 #include "gemm_kernels.h"
+#include "int8_kernels.h"
 #include "attention_kernels.h"
 #include "row_kernels.h"
 }  // namespace avx512_only
 
 const Kernels& avx512_kernels() {
   using namespace avx512_only;
-  static constexpr Kernels table = {"avx512", VW,       NR,            MAX_ROWS,  gemm_f32,  gemm_bf16,
-                                    attend,  rms_norm, to_activation, row_stats, sum_above, divide};
+  static constexpr Kernels table = {"avx512", VW, NR, MAX_ROWS, gemm_f32, gemm_bf16, gemm_int8, quantise,
+                                    attend, rms_norm, to_activation, row_stats, sum_above, divide};
   return table;
 }
 

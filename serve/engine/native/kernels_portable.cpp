@@ -4,14 +4,15 @@ namespace native {
 namespace portable_only {
 #include "vector.h"
 #include "gemm_kernels.h"
+#include "int8_kernels.h"
 #include "attention_kernels.h"
 #include "row_kernels.h"
 }  // namespace portable_only
 
 const Kernels& portable_kernels() {
   using namespace portable_only;
-  static constexpr Kernels table = {"portable", VW,       NR,            MAX_ROWS,  gemm_f32,  gemm_bf16,
-                                    attend,  rms_norm, to_activation, row_stats, sum_above, divide};
+  static constexpr Kernels table = {"portable", VW, NR, MAX_ROWS, gemm_f32, gemm_bf16, gemm_int8, quantise,
+                                    attend, rms_norm, to_activation, row_stats, sum_above, divide};
   return table;
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serve.engine.native.build import COMMAND, FOLDER, LIBRARY_NAME, source_hash
 
+FORMATS = ["float32", "bfloat16", "int8"]
 STORED_TYPES = {"F32": 0, "BF16": 1, "F16": 2}
 PARTS = ["embedding", "head", "final_norm", "attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"]
 
@@ -20,7 +21,7 @@ class Config(ctypes.Structure):
             for name in ["vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"]
         ),
         *((name, c_int32) for name in ["intermediate_size", "max_model_len", "max_slots", "num_blocks", "num_threads"]),
-        ("use_bf16", c_int32),
+        ("format", c_int32),
         ("norm_eps", c_float),
         ("padding", c_int32),
         ("cosines", c_void_p),

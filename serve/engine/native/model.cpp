@@ -1,6 +1,7 @@
 // Making a model: sizes, weights, pools.
 #include "model.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -30,6 +31,7 @@ Config checked(const Config& c) {
       refuse(std::string(size.name) + " is " + std::to_string(size.value) + ": give a number from 1 to " +
              std::to_string(size.most));
   if (c.num_heads % c.num_kv_heads != 0) refuse("num_heads is not a multiple of num_kv_heads");
+  if (c.format < 0 || c.format > 2) refuse("format is " + std::to_string(c.format) + ": give a number from 0 to 2");
   if (c.head_dim % 2 != 0) refuse("head_dim is odd: rotary positions need pairs");
   if (c.cosines == nullptr || c.sines == nullptr) refuse("cosines or sines are missing");
   return c;
@@ -38,15 +40,18 @@ Config checked(const Config& c) {
 const Kernels& kernels_for(const Config& c) {
   const Kernels* kernels = choose_kernels(c.kernels);
   if (kernels == nullptr) refuse(std::string("kernels is '") + c.kernels + "': this processor or library lacks them");
-  if (c.use_bf16 != 0 && kernels->gemm_bf16 == nullptr)
+  if ((Format)c.format == Format::bf16 && kernels->gemm_bf16 == nullptr)
     refuse("dtype is 'bfloat16': this processor has no AVX-512 BF16 instructions; choose float32");
+  if ((Format)c.format == Format::int8 && kernels->gemm_int8 == nullptr)
+    refuse("dtype is 'int8': this processor has no AVX-512 VNNI instructions; choose auto");
   return *kernels;
 }
 
 }  // namespace
 
 Model::Model(const Config& config)
-    : config_(checked(config)), kernels_(kernels_for(config)), bf16_(config.use_bf16 != 0), act_bytes_(bf16_ ? 2 : 4),
+    : config_(checked(config)), kernels_(kernels_for(config)), format_((Format)config.format),
+      bf16_(format_ == Format::bf16), act_bytes_(bf16_ ? 2 : 4),
       given_((size_t)(config.num_layers * NUM_PARTS)), layers_((size_t)config.num_layers),
       sampler_(kernels_, config.max_slots, config.vocab_size), pool_(config.num_threads) {
   const Config& c = config_;
@@ -61,20 +66,23 @@ Model::Model(const Config& config)
   attended_stride_ = round_up(queries, panel) + SKEW;
   inner_stride_ = round_up(c.intermediate_size, lanes) + SKEW;
   logits_stride_ = round_up(c.vocab_size, panel) + SKEW;
+  const int64_t most_inputs = std::max({(int64_t)c.hidden_size, queries, (int64_t)c.intermediate_size});
+  groups_each_ = round_up(most_inputs, INT8_GROUP) / INT8_GROUP;
+  whole_stride_ = groups_each_ * INT8_GROUP + 2 * SKEW;
   const int64_t angles = (int64_t)c.max_model_len * (c.head_dim / 2);
   cosines_.make(angles);
   sines_.make(angles);
   memcpy(cosines_.data(), c.cosines, (size_t)angles * sizeof(float));
   memcpy(sines_.data(), c.sines, (size_t)angles * sizeof(float));
   final_norm_.make(hidden_width_);
-  head_.make(kernels_, bf16_, c.vocab_size, c.hidden_size);
+  head_.make(kernels_, format_, c.vocab_size, c.hidden_size);
   for (Layer& layer : layers_) {
     layer.attention_norm.make(hidden_width_);
     layer.mlp_norm.make(hidden_width_);
-    layer.qkv.make(kernels_, bf16_, queries + 2 * pairs, c.hidden_size);
-    layer.o.make(kernels_, bf16_, c.hidden_size, queries);
-    layer.gate_up.make(kernels_, bf16_, 2 * round_up(c.intermediate_size, lanes), c.hidden_size);
-    layer.down.make(kernels_, bf16_, c.hidden_size, c.intermediate_size);
+    layer.qkv.make(kernels_, format_, queries + 2 * pairs, c.hidden_size);
+    layer.o.make(kernels_, format_, c.hidden_size, queries);
+    layer.gate_up.make(kernels_, format_, 2 * round_up(c.intermediate_size, lanes), c.hidden_size);
+    layer.down.make(kernels_, format_, c.hidden_size, c.intermediate_size);
     layer.keys.make((int64_t)c.num_blocks * c.num_kv_heads * c.head_dim * BLOCK);
     layer.values.make((int64_t)c.num_blocks * c.num_kv_heads * BLOCK * value_stride_);
   }

@@ -13,7 +13,7 @@ namespace native {
 
 struct Config {  // the binding mirrors it field by field
   int32_t vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size;
-  int32_t max_model_len, max_slots, num_blocks, num_threads, use_bf16;
+  int32_t max_model_len, max_slots, num_blocks, num_threads, format;
   float norm_eps;
   int32_t padding;
   const float* cosines;  // (max_model_len, head_dim / 2)
@@ -76,6 +76,7 @@ class Model {
   void embed();
   void run_layer(Layer& layer, bool is_last);
   void norm(const float* weight, int64_t rows);
+  const void* quantise(const void* a, int64_t lda, int64_t count, int64_t rows);
   void multiply(const Packed& matrix, const void* a, int64_t lda, void* c, int64_t ldc, int64_t rows, Epilogue epilogue);
   void rotate_and_keep(Layer& layer);
   void keep_token(Layer& layer, int64_t token);
@@ -91,9 +92,11 @@ class Model {
 
   const Config config_;
   const Kernels& kernels_;
-  const bool bf16_;
+  const Format format_;
+  const bool bf16_;  // activations too; beside int8 weights they are floats until a product quantises them
   const int64_t act_bytes_;
   int64_t value_stride_, hidden_width_, x_stride_, qkv_stride_, attended_stride_, inner_stride_, logits_stride_;
+  int64_t groups_each_, whole_stride_;
   std::vector<uint8_t> given_;
   Stored embedding_type_ = Stored::f32;
   Buffer<char> embedding_;
@@ -108,6 +111,8 @@ class Model {
   std::vector<int64_t> sampled_;  // the token of each sampling row
   Buffer<float> x_, qkv_, logits_;
   Buffer<char> normed_, attended_, inner_;
+  Buffer<int8_t> whole_;  // the quantised input of a product: whole_stride_ for each row, and groups_each_ groups
+  Buffer<Int8Group> groups_;
   std::vector<Buffer<float>> scores_, outputs_;  // by thread
   std::vector<DrawScratch> scratch_;
 };

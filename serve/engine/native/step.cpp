@@ -68,6 +68,9 @@ void Model::reserve(int64_t num_tokens, int64_t num_samples) {
   attended_.reserve(num_tokens * attended_stride_ * act_bytes_);
   inner_.reserve(num_tokens * inner_stride_ * act_bytes_);
   logits_.reserve(num_samples * logits_stride_);
+  if (format_ != Format::int8) return;
+  whole_.reserve(num_tokens * whole_stride_);
+  groups_.reserve(num_tokens * groups_each_);
 }
 
 void Model::step(const Batch& batch, Results& results) {
@@ -118,10 +121,25 @@ void Model::norm(const float* weight, int64_t rows) {
   });
 }
 
+const void* Model::quantise(const void* a, int64_t lda, int64_t count, int64_t rows) {
+  over_rows(rows, count, [&](int64_t r) {
+    kernels_.quantise((const float*)a + r * lda, count, whole_.data() + r * whole_stride_,
+                      groups_.data() + r * groups_each_);
+  });
+  return whole_.data();
+}
+
 void Model::multiply(const Packed& matrix, const void* a, int64_t lda, void* c, int64_t ldc, int64_t rows,
                      Epilogue epilogue) {
-  const Gemm gemm = {matrix.data(), a, c, lda, ldc, rows, matrix.inputs(), matrix.panels(), epilogue};
-  const auto kernel = bf16_ ? kernels_.gemm_bf16 : kernels_.gemm_f32;
+  const Int8Scales scales = {groups_.data(), groups_each_, matrix.scales()};
+  Gemm gemm = {matrix.data(), a, c, lda, ldc, rows, matrix.inputs(), matrix.panels(), epilogue, nullptr};
+  auto kernel = bf16_ ? kernels_.gemm_bf16 : kernels_.gemm_f32;
+  if (format_ == Format::int8) {
+    kernel = kernels_.gemm_int8;
+    gemm.a = quantise(a, lda, matrix.inputs(), rows);
+    gemm.lda = whole_stride_;
+    gemm.int8 = &scales;
+  }
   const int64_t unit = rows == 1 ? 4 : rows == 2 ? 2 : 1, units = (gemm.panels + unit - 1) / unit;
   const int64_t wanted = pool_.num_threads() == 1 ? 1 : pool_.num_threads() * 8;
   const int64_t tasks = wanted < units ? wanted : units;

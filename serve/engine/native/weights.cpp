@@ -40,26 +40,42 @@ void stored_values(const void* data, Stored type, int64_t start, int64_t count, 
     for (int64_t i = 0; i < count; ++i) out[i] = stored_value(data, type, start + i);
 }
 
-void Packed::make(const Kernels& kernels, bool bf16, int64_t outputs, int64_t inputs) {
+void Packed::make(const Kernels& kernels, Format format, int64_t outputs, int64_t inputs) {
   width_ = kernels.panel_width;
-  bf16_ = bf16;
+  format_ = format;
   inputs_ = inputs;
   panels_ = (outputs + width_ - 1) / width_;
-  if (bf16) halves_.make(panels_ * width_ * ((inputs + 1) / 2) * 2);
-  else floats_.make(panels_ * width_ * inputs);
+  const int64_t together = format == Format::int8 ? 4 : format == Format::bf16 ? 2 : 1;  // inputs of one instruction
+  bytes_.make(panels_ * width_ * ((inputs + together - 1) / together) * 4);
+  if (format == Format::int8) scales_.make(panels_ * width_);
 }
 
 void Packed::put_row(const void* source, Stored type, int64_t row, int64_t panel, int64_t column) {
   thread_local std::vector<float> values;
   values.resize((size_t)inputs_);
   stored_values(source, type, row * inputs_, inputs_, values.data());
-  if (bf16_) {
-    uint16_t* out = halves_.data() + panel * width_ * ((inputs_ + 1) / 2) * 2 + column * 2;
+  if (format_ == Format::int8) return put_int8(values.data(), panel, column);
+  if (format_ == Format::bf16) {
+    uint16_t* out = (uint16_t*)bytes_.data() + panel * width_ * ((inputs_ + 1) / 2) * 2 + column * 2;
     for (int64_t k = 0; k < inputs_; ++k) out[k / 2 * width_ * 2 + k % 2] = to_bf16(values[(size_t)k]);
   } else {
-    float* out = floats_.data() + panel * width_ * inputs_ + column;
+    float* out = (float*)bytes_.data() + panel * width_ * inputs_ + column;
     for (int64_t k = 0; k < inputs_; ++k) out[k * width_] = values[(size_t)k];
   }
+}
+
+void Packed::put_int8(const float* values, int64_t panel, int64_t column) {
+  float largest = 0.0f, broken = 0.0f;
+  for (int64_t k = 0; k < inputs_; ++k) {
+    largest = std::fmax(largest, std::fabs(values[k]));
+    broken += values[k] * 0.0f;  // not a number where a weight is not, or is infinite
+  }
+  const bool whole = broken == 0.0f && largest >= INT8_LEAST;
+  const float inverse = whole ? 127.0f / largest : 0.0f;
+  uint8_t* out = (uint8_t*)bytes_.data() + panel * width_ * ((inputs_ + 3) / 4) * 4 + column * 4;
+  for (int64_t k = 0; k < inputs_; ++k)
+    out[k / 4 * width_ * 4 + k % 4] = (uint8_t)(128 + (whole ? std::lrint(values[k] * inverse) : 0));
+  scales_[panel * width_ + column] = largest / 127.0f + broken;  // so that no broken weight goes unseen
 }
 
 void Packed::fill(const void* source, Stored type, int64_t rows, int64_t first) {
