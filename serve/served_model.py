@@ -9,9 +9,10 @@ from serve.engine.request import SamplingParams
 from serve.errors import StartupError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from model_store.catalog import Resolved
     from model_store.store import ModelStore
-    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
