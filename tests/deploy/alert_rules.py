@@ -1,4 +1,4 @@
-"""The alert rules as the manifest has them, as a plain rules file, and with shorter durations. No Prometheus."""
+"""The alert rules as the manifest has them, as a plain rules file, with shorter durations; the runbook's commands."""
 
 import copy
 import re
@@ -44,3 +44,8 @@ def shortened(file: dict[str, Any], factor: float) -> dict[str, Any]:
         if "for" in rule:
             rule["for"] = short(rule["for"])
     return made
+
+
+def runbook_commands() -> list[tuple[str, str]]:
+    """(server or prometheus, command) of each block that a test can run."""
+    return re.findall(r"^```sh (server|prometheus)\n(.*?)^```$", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)

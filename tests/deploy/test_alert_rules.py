@@ -50,6 +50,14 @@ def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
     assert sections == list(alerts())
 
 
+def test_each_section_of_the_runbook_says_what_it_means_and_begins_with_a_command_that_is_tested() -> None:
+    for section in re.split(r"^## ", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]:
+        parts = re.findall(r"^\*\*(Means|First|Causes and remedies)\.\*\*", section, re.MULTILINE)
+        assert parts == ["Means", "First", "Causes and remedies"], section
+        first = section.partition("**First.**")[2]
+        assert re.search(r"^```sh (\w+)$", first, re.MULTILINE).group(1) in ("server", "prometheus"), section
+
+
 def test_the_rules_ask_only_for_metrics_and_label_values_that_the_server_has() -> None:
     recorded = {rule["record"] for rule in rules_of(rules_file()) if "record" in rule}
     for rule in rules_of(rules_file()):

@@ -1,12 +1,15 @@
-"""The shipped checkpoint, its server, Prometheus and Alertmanager, all real: which alerts fire, and that they resolve."""
+"""The shipped checkpoint, its server, Prometheus and Alertmanager, all real: which alerts fire, and until when."""
 
 import contextlib
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from tests.deploy.alert_rules import runbook_commands
 from tests.deploy.monitoring_stack import Stack, monitoring
 from tests.deploy.traffic import Traffic
 from tests.http.server_process import ROOT, ServerProcess, wait_until
@@ -130,3 +133,15 @@ def test_many_wrong_keys_fire_their_alert_until_they_end(server: ServerProcess, 
     with Traffic(server, 4, 100, X_API_Key="not " + KEY).running():
         await_exactly(stack, mark, expected, 60)
     await_peace(stack, mark, expected, 60)
+
+
+@pytest.mark.parametrize(("kind", "command"), runbook_commands())
+def test_the_runbook_s_commands_work(
+    server: ServerProcess, stack: Stack, traffic: Traffic, kind: str, command: str
+) -> None:
+    places = {"SERVER": f"http://127.0.0.1:{server.port}", "KEY": KEY, "PROMETHEUS": stack.prometheus}
+    script = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(script, env=os.environ | places, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert '"error"' not in done.stdout
