@@ -144,4 +144,4 @@ def test_the_runbook_s_commands_work(
     done = subprocess.run(script, env=os.environ | places, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert '"error"' not in done.stdout
+    assert '"error":' not in done.stdout
