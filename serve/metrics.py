@@ -80,6 +80,7 @@ TABLE = (
         "Requests to /quality/score, /quality/diagnose and /quality/compare by outcome.",
         ("endpoint", "outcome"),
     ),
+    Row("phiserve_keys_refused_total", "counter", "Requests answered 401: no API key, or a wrong one."),
     Row("phiserve_choices_total", "counter", "Choices by finish reason.", ("finish_reason",)),
     Row("phiserve_choices_in_flight", "gauge", "Choices that HTTP processes wait for."),
     Row("phiserve_queue_length", "gauge", "Choices that wait in the engines for a place."),
@@ -95,6 +96,14 @@ TABLE = (
     Row("phiserve_cache_blocks", "gauge", "Blocks of the key-value caches."),
     Row("phiserve_workers_ready", "gauge", "Engine workers that are alive, as HTTP process 0 sees them."),
     Row("phiserve_worker_deaths_total", "counter", "Engine workers that stopped, as HTTP process 0 saw it."),
+    Row(
+        "phiserve_model_published_timestamp_seconds",
+        "gauge",
+        "When the served version was published, in seconds since 1970; of a plain folder, when its config was written.",
+        ("gen_ai_request_model",),
+        (),
+        "livemax",
+    ),
     Row(
         "phiserve_step_phase_seconds_total",
         "counter",
@@ -167,8 +176,10 @@ _registry = _Registry()
 class ApiMetrics:
     """What an HTTP process counts."""
 
-    def __init__(self, model: str, api: int, *, timing: bool) -> None:
+    def __init__(self, model: str, published: float, api: int, *, timing: bool) -> None:
+        """published: seconds since 1970."""
         m = _registry
+        m["phiserve_model_published_timestamp_seconds"].labels(model).set(published)
         self.timing = timing
         self._is_first = api == 0
         self._first_token = m["gen_ai_server_time_to_first_token_seconds"].labels(model)
@@ -179,6 +190,7 @@ class ApiMetrics:
         self._outcomes = {outcome: m["phiserve_requests_total"].labels(outcome) for outcome in OUTCOMES}
         quality = m["phiserve_quality_requests_total"]
         self._quality_outcomes = {(e, o): quality.labels(e, o) for e in QUALITY_ENDPOINTS for o in OUTCOMES}
+        self._keys_refused = m["phiserve_keys_refused_total"]
         self._reasons = {reason: m["phiserve_choices_total"].labels(reason) for reason in FINISH_REASONS}
         self._in_flight = m["phiserve_choices_in_flight"]
         self._ready = m["phiserve_workers_ready"]
@@ -190,6 +202,9 @@ class ApiMetrics:
 
     def quality_outcome(self, endpoint: str, name: str) -> None:
         self._quality_outcomes[endpoint, name].inc()
+
+    def key_refused(self) -> None:
+        self._keys_refused.inc()
 
     def finished(self, totals: "Totals") -> None:
         """A request that reached the engine is over, in whatever way."""

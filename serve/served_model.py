@@ -1,6 +1,7 @@
 """The model as an HTTP process knows it: its name, its tokenizer, its sampling defaults. No weights, no torch."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,16 @@ from serve.errors import StartupError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from model_store.catalog import Resolved
+    from model_store.store import ModelStore
+
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One checkpoint folder. created: seconds since 1970. defaults: what its generation_config.json says."""
+    """One checkpoint folder. defaults: what its generation_config.json says.
+
+    created: seconds since 1970; when it was published, or when the config of a folder outside the store was written.
+    """
 
     name: str
     version: str
@@ -32,7 +39,9 @@ def load_served_model(reference: str) -> ServedModel:
     from model_store.store import ModelStore, default_root
 
     try:
-        resolved = ModelStore(default_root()).resolve(reference)
+        store = ModelStore(default_root())
+        resolved = store.resolve(reference)
+        created = _created(store, resolved)
     except (ValueError, LookupError, OSError) as error:
         raise StartupError(_one_line(error)) from error
     path = Path(resolved.path)
@@ -45,8 +54,17 @@ def load_served_model(reference: str) -> ServedModel:
         defaults = default_sampling_params(path)
     except ValueError as error:
         raise StartupError(_one_line(error)) from error
-    created = int((path / "config.json").stat().st_mtime)
     return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults)
+
+
+def _created(store: "ModelStore", resolved: "Resolved") -> int:
+    from model_store.names import LOCAL_VERSION
+
+    if resolved.version == LOCAL_VERSION:
+        return int((resolved.path / "config.json").stat().st_mtime)
+    manifest = store.show(f"{resolved.name}@{resolved.version}").manifest
+    assert manifest is not None
+    return int(datetime.fromisoformat(manifest.created_at).timestamp())
 
 
 def _one_line(error: Exception) -> str:

@@ -59,7 +59,7 @@ class Service:
         """Open the channel; called inside the event loop of HTTP process number `api`."""
         self.api = api
         watch_parent(self.folder)
-        self.metrics = ApiMetrics(self.model.full_name, api, timing=self.settings.step_timing)
+        self.metrics = ApiMetrics(self.model.full_name, self.model.created, api, timing=self.settings.step_timing)
         self.phi = PhiClient(self.folder)
         if self._scorer is not None:
             counted = QualityMetrics(self.model.full_name)
@@ -125,7 +125,7 @@ class Service:
             raise ApiError(429, message, remedy="try again after the seconds in Retry-After", retry_after=1)
 
     def check_key(self, path: str, headers: Mapping[str, str]) -> None:
-        """Raises ApiError 401 if a key is asked for and none of ours came, as Bearer or X-API-Key."""
+        """Raises ApiError 401, counted, if a key is asked for and none of ours came, as Bearer or X-API-Key."""
         if not self._keys or path in OPEN_PATHS or (path == "/metrics" and not self.settings.metrics_need_key):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -133,6 +133,7 @@ class Service:
         # every key is compared, so that the time says nothing about which one is near
         matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
         if not any(matches):
+            self.metrics.key_refused()
             remedy = "send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
             raise ApiError(401, "a valid API key is needed", remedy=remedy)
 

@@ -42,7 +42,7 @@ def test_names_end_in_their_unit() -> None:
 def test_every_number_of_a_step_reaches_a_metric() -> None:
     from serve.metrics import _registry
 
-    ApiMetrics("m", 0, timing=True)
+    ApiMetrics("m", 1.7e9, 0, timing=True)
     observe = worker_observer(timing=True)
     observe(StepStats(3, 40, 2, 3, 5, 60, 64, 32, 16, 1, 0, 0.1, 0.5, 0.2, 0.05), 0.01)
     counted = {

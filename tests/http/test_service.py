@@ -1,13 +1,17 @@
 """Keys, room and readiness, without any process."""
 
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from serve.errors import ApiError
+from serve.metrics import ApiMetrics
 from serve.processes import SharedState
+from serve.served_model import load_served_model
 from serve.service import Service
 from serve.settings import load_settings
 
@@ -15,7 +19,9 @@ from serve.settings import load_settings
 def service(monkeypatch: pytest.MonkeyPatch, keys: str = "", *flags: str) -> Service:
     monkeypatch.setenv("PHISERVE_API_KEYS", keys)
     model: Any = SimpleNamespace(full_name="m@1")
-    return Service(load_settings(flags), model, Path(), SharedState(2))
+    made = Service(load_settings(flags), model, Path(), SharedState(2))
+    made.metrics = Mock(spec=ApiMetrics)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,16 @@ def test_without_a_valid_key_the_answer_is_401(monkeypatch: pytest.MonkeyPatch, 
         service(monkeypatch, "sesame").check_key("/v1/models", headers)
     assert failure.value.status == 401
     assert failure.value.headers()["WWW-Authenticate"] == "Bearer"
+
+
+def test_only_refused_keys_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyed = service(monkeypatch, "sesame")
+    counted: Any = keyed.metrics.key_refused
+    keyed.check_key("/generate", {"x-api-key": "sesame"})
+    assert counted.call_count == 0
+    with pytest.raises(ApiError):
+        keyed.check_key("/generate", {})
+    assert counted.call_count == 1
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +101,12 @@ def test_draining_is_seen_by_every_holder_of_the_shared_state(monkeypatch: pytes
     with pytest.raises(ApiError) as failure:
         one.limits()
     assert failure.value.status == 503
+
+
+def test_a_model_of_the_store_was_created_when_it_was_published() -> None:
+    from model_store.store import ModelStore, default_root
+
+    manifest = ModelStore(default_root()).show("tiny_iit").manifest
+    assert manifest is not None
+    model = load_served_model("tiny_iit")
+    assert model.created == int(datetime.fromisoformat(manifest.created_at).timestamp())
