@@ -19,6 +19,7 @@ APPLIED = {
     "overlays/cpu": "phiserve",
     "overlays/gpu": "phiserve",
     "overlays/keda": "phiserve",
+    "overlays/canary": "phiserve",
     "overlays/dev": "phiserve-dev",
     "store": "phiserve",
     "training/volumes": "phiserve",

@@ -97,9 +97,9 @@ def test_ports_lead_from_scraper_proxy_and_policy_to_the_server() -> None:
 
 def test_everything_that_selects_the_server_selects_its_pods() -> None:
     pod = one("Deployment")["spec"]["template"]
-    assert pod["metadata"]["labels"] == SERVER_LABELS
+    assert pod["metadata"]["labels"] == SERVER_LABELS | {"phiserve-track": "stable"}
+    assert one("Deployment")["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
     selectors = [
-        one("Deployment")["spec"]["selector"]["matchLabels"],
         one("Service")["spec"]["selector"],
         one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],

@@ -111,13 +111,35 @@ def test_nothing_is_scaled_by_two_masters(rendered: dict[str, list[Object]]) -> 
     assert order.index("InterceptorRoute") < order.index("ScaledObject")
 
 
+def test_a_canary_is_one_more_deployment_behind_the_same_service(rendered: dict[str, list[Object]]) -> None:
+    canary, settings = sorted(rendered["overlays/canary"], key=lambda found: found["kind"] == "ConfigMap")
+    (stable,) = [found for found in rendered["overlays/cpu"] if found["kind"] == "Deployment"]
+    (service,) = [found for found in rendered["overlays/cpu"] if found["kind"] == "Service"]
+    assert canary["kind"] == "Deployment"
+    assert canary["metadata"]["name"] != stable["metadata"]["name"]
+    template = canary["spec"]["template"]
+    labels, selected = template["metadata"]["labels"], stable["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert not selected.items() <= labels.items()
+    assert (
+        not canary["spec"]["selector"]["matchLabels"].items()
+        <= stable["spec"]["template"]["metadata"]["labels"].items()
+    )
+    assert settings["data"]["PHISERVE_MODEL"] == "tiny_iit@latest"
+    # What it shares with the other pods keeps its name.
+    text = json.dumps(template["spec"])
+    for name in ("phiserve-store", "phiserve-api-keys"):
+        assert f'"{name}"' in text
+    assert template["spec"]["serviceAccountName"] == "phiserve"
+
+
 def test_the_proxy_of_keda_may_reach_the_server(rendered: dict[str, list[Object]]) -> None:
     (policy,) = [found for found in rendered["overlays/keda"] if found["kind"] == "NetworkPolicy"]
     (rule,) = policy["spec"]["ingress"]
     assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}} in rule["from"]
 
 
-@pytest.mark.parametrize("folder", ["overlays/cpu", "overlays/gpu", "overlays/keda", "overlays/dev"])
+@pytest.mark.parametrize("folder", [folder for folder in APPLIED if folder.startswith("overlays/")])
 def test_both_containers_of_the_server_get_the_settings_that_were_rendered(
     folder: str, rendered: dict[str, list[Object]]
 ) -> None:

@@ -2,9 +2,14 @@
 
 import json
 import os
-import subprocess
+import shutil
+import socket
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
+from subprocess import run as run_command
 
 import pytest
 
@@ -26,8 +31,11 @@ def container_of(folder: str, name: str) -> Object:
     return found
 
 
-def run(container: Object, mounted: Path, *smaller: str, status: int = 0) -> str:
-    """Run a container's command with its volumes under one folder; the flags given last win. Its standard output."""
+def start(container: Object, mounted: Path, *smaller: str, secrets: Mapping[str, str] | None = None) -> Popen[str]:
+    """Start a container's command with its volumes under one folder; of the flags, those given last win.
+
+    secrets: values of what its environment takes from elsewhere, by name.
+    """
 
     def here(text: str, env: dict[str, str]) -> str:
         for name, value in env.items():
@@ -36,24 +44,29 @@ def run(container: Object, mounted: Path, *smaller: str, status: int = 0) -> str
             text = text.replace(volume, str(mounted) + volume)
         return text
 
-    env = {entry["name"]: here(entry.get("value", "1"), {}) for entry in container.get("env", [])}
+    given = secrets or {}
+    env = {entry["name"]: here(entry.get("value", given.get(entry["name"], "1")), {}) for entry in container["env"]}
     command = [here(word, env) for word in [*container["command"], *container.get("args", [])]]
-    done = subprocess.run(
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return Popen(
         [*command, *smaller],
         cwd=mounted / "work",
-        env={
-            **os.environ,
-            **env,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        capture_output=True,
+        env={**os.environ, **env, "PYTHONPATH": str(ROOT), "PATH": path},
+        stdout=PIPE,
+        stderr=STDOUT,
         text=True,
-        check=False,
-        timeout=280,
     )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
+
+
+def finish(process: Popen[str], status: int = 0) -> str:
+    """What the process said, once it has ended as it should."""
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == status, said
+    return said
+
+
+def run(container: Object, mounted: Path, *smaller: str, status: int = 0) -> str:
+    return finish(start({"env": [], **container}, mounted, *smaller), status)
 
 
 @pytest.fixture
@@ -130,3 +143,71 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
     run(container_of("evaluate", "evaluate"), mounted, *small)
     (evaluation,) = (mounted / "work" / "evaluations").glob("*/evaluation.json")
     assert json.loads(evaluation.read_text())["report"]["name"] == "tiny_iit@2"
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """URL of an empty database of a real PostgreSQL on this machine."""
+    pytest.importorskip("psycopg2", reason="install it with: pip install psycopg2-binary")
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not folders:
+        pytest.skip("PostgreSQL is not here; install it with: apt-get install postgresql")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # PostgreSQL refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else None
+    home = Path(tempfile.mkdtemp(prefix="search-db-"))
+    if user is not None:
+        shutil.chown(home, user)
+    run_command(
+        [folders[-1] / "initdb", "--auth=trust", "--username=search", "--no-sync", home / "data"],
+        cwd=home,
+        user=user,
+        check=True,
+        capture_output=True,
+    )
+    flags = ("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={home}", "-c", "fsync=off")
+    server = Popen(
+        [folders[-1] / "postgres", "-D", home / "data", "-p", str(port), *flags],
+        cwd=home,
+        user=user,
+        stderr=PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if "ready to accept connections" in line:
+            break
+    else:
+        pytest.fail("".join(said))
+    yield f"postgresql+psycopg2://search@127.0.0.1:{port}/postgres"
+    server.terminate()
+    server.communicate(timeout=60)
+    shutil.rmtree(home)
+
+
+@pytest.mark.slow
+def test_pods_of_a_search_share_its_trials_over_postgresql(mounted: Path, postgresql: str) -> None:
+    write_text(mounted / "text")
+    container = container_of("search", "search")
+    small = (
+        *(
+            "--seeds=0",
+            "--space=lambda_phi=0,0.01",
+            "--threads=1",
+            "--max-steps=2",
+            "--eval-every=2",
+            "--eval-tokens=256",
+        ),
+        *("--batch-size=2", "--block-size=64", "--vocab-size=512", "--preset=tiny_iit"),
+    )
+    pods = [start(container, mounted, *small, secrets={"STORAGE_URL": postgresql}) for _ in range(2)]
+    for pod in pods:
+        finish(pod)
+    results = [json.loads(line) for line in (mounted / "work/lambda/results.jsonl").read_text().splitlines()]
+    assert [result["status"] for result in results] == ["finished", "finished"]
+    assert sorted(result["config"]["lambda_phi"] for result in results) == [0, 0.01]
+    assert len(list((mounted / "work/lambda/trials").iterdir())) == 2
