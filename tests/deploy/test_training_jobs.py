@@ -132,7 +132,6 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
 
     steps = ("--max-steps=2", "--eval-every=2", "--eval-tokens=2048", "--batch-size=2", "--block-size=128", "--no-bf16")
     run(container_of("train", "train"), mounted, *steps)
-    run(container_of("publish", "fit-reference"), mounted, "--num-passages=60")
     run(container_of("publish", "evaluate-candidate"), mounted, *small)
     run(container_of("publish", "evaluate-incumbent"), mounted, *small)
     # Two steps make no model: the gate must say so, and the alias must stay where it is.
