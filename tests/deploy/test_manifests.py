@@ -164,12 +164,16 @@ def expressions(node: Any) -> list[str]:
     return [found for value in node for found in expressions(value)] if isinstance(node, list) else []
 
 
-@pytest.mark.parametrize("name", ["prometheus_rule.yaml", "dashboards/serving.json"])
-def test_rules_and_dashboard_ask_only_for_series_that_the_server_has(name: str) -> None:
+# The dashboard of training asks for what a training run exposes.
+QUERYING = [
+    path for name in ("prometheus_rule.yaml", "dashboards/serving.json") for path in K8S.glob(f"monitoring/{name}")
+]
+
+
+@pytest.mark.parametrize("path", QUERYING, ids=lambda path: path.name)
+def test_rules_and_dashboard_ask_only_for_series_that_the_server_has(path: Path) -> None:
     labels = {label for row in TABLE for label in row.labels}
-    asked = set().union(
-        *(names_in(text) for text in expressions(yaml.safe_load((K8S / "monitoring" / name).read_text())))
-    )
+    asked = set().union(*(names_in(text) for text in expressions(yaml.safe_load(path.read_text()))))
     assert asked
     assert asked - served_series() - labels == set()
 
