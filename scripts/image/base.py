@@ -62,7 +62,12 @@ def _shape_like_official(root: Path) -> None:
     for name in LEFT_OUT:
         for path in (root / name).glob("*"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    for name, target in {"python": "python3.11", "python3": "python3.11", "python3.11": "python3.11", "pip": "pip3"}.items():
+    for name, target in {
+        "python": "python3.11",
+        "python3": "python3.11",
+        "python3.11": "python3.11",
+        "pip": "pip3",
+    }.items():
         (root / "usr/local/bin" / name).symlink_to(f"/usr/bin/{target}")
     # The official image's pip installs into the system; Debian's refuses.
     (root / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink(missing_ok=True)

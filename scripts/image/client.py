@@ -1,4 +1,4 @@
-"""A reader of the server's HTTP interface: one question, or a stream of events as they arrive. Standard library only."""
+"""A reader of the server's HTTP interface: one question, or events as they arrive. Standard library only."""
 
 import http.client
 import json

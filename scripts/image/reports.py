@@ -23,7 +23,7 @@ def check_dockerfile(containers: Containers, repository: Path) -> None:
 
 
 def write_sbom(containers: Containers, image: str, path: Path) -> int:
-    """The Python packages of the image as a CycloneDX document, checked against its schema. Returns how many there are."""
+    """The Python packages of the image as a CycloneDX document, checked against its schema. Returns their number."""
     folder = _install(containers, "cyclonedx", CYCLONEDX, "--python-version=3.11", "--only-binary=:all:")
     text = containers.podman(
         *("run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", f"--volume={folder}:/cyclonedx:ro"),
