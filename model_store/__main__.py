@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_store import display
+from model_store.catalog import Catalog
 from model_store.folder_rules import DEFAULT_MAX_BYTES
 from model_store.gate import CONFIDENCE, DEFAULT_BITS_MARGIN, DEFAULT_SCORE_MARGIN, Margins
 from model_store.gated_publication import (
@@ -161,6 +162,12 @@ def _import(store: ModelStore, options: argparse.Namespace) -> int:
     return _report(store, published, options)
 
 
+def _copy(store: ModelStore, options: argparse.Namespace) -> int:
+    copied = store.copy_from(Catalog(options.source), options.reference)
+    print(f"{copied.name}@{copied.version} is in {copied.path}")
+    return OK
+
+
 def _report(store: ModelStore, published: Published, options: argparse.Namespace) -> int:
     name, version = published.name, published.version
     if options.json:
@@ -262,6 +269,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--name", type=name, help="default: the folder's or the GGUF file's name")
     _add_source_options(command)
     command.set_defaults(run=_import)
+
+    command = commands.add_parser("copy", parents=[common], help="take over a version of another store, as it is")
+    command.add_argument("reference", help="NAME, NAME@VERSION or NAME@ALIAS, as the other store has it")
+    command.add_argument("--from", dest="source", type=Path, required=True, metavar="ROOT", help="the other store")
+    command.set_defaults(run=_copy)
 
     command = commands.add_parser("alias", parents=[common], help="point an alias at a version")
     command.add_argument("name", type=name)

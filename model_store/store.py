@@ -26,7 +26,7 @@ from model_store.manifest import (
     Manifest,
     to_json_object,
 )
-from model_store.names import ALIASES_FOLDER, validate_alias, validate_name, validate_selector, validate_version
+from model_store.names import ALIASES_FOLDER, LATEST, validate_alias, validate_name, validate_selector, validate_version
 from model_store.staging import (
     CopyFile,
     copy_and_hash,
@@ -135,6 +135,33 @@ class ModelStore(Catalog):
         name = validate_name(source.resolve().name if name is None else name)
         draft = partial(Manifest, name=name, provenance=PROVENANCE_UNKNOWN, notes=notes)
         return self._publish(source, name, version, draft, max_bytes, {})
+
+    def copy_from(self, source: Catalog, reference: str) -> Resolved:
+        """Take over one version of another store as it is: every byte, its manifest, the aliases that point at it.
+
+        A version that is here already is checked and kept. Raises ValueError if the reference leads nowhere, or if the
+        bytes there or here are not those of the manifest; OSError if the disk refuses.
+        """
+        entry = source.show(reference)
+        assert entry.manifest is not None  # show() raises for one that cannot be read
+        name, version, manifest = entry.name, entry.version, entry.manifest
+        if not os.path.lexists(self.root / name / version):
+            with staging_folder(self.root) as staging:
+                records = {file: self._copy(entry.path, staging, file) for file in manifest.files}
+                if records != dict(manifest.files):
+                    raise ValueError(
+                        f"{str(entry.path)!r} is not what its manifest says; verify it and publish it again"
+                    )
+                self._make_visible(staging, name, version, lambda **_: manifest)
+        found = self.verify(f"{name}@{version}")
+        if not found.ok or self.show(f"{name}@{version}").manifest != manifest:
+            raise ValueError(
+                f"{str(self.root / name / version)!r} is not {name}@{version} of the other store; remove it"
+            )
+        for alias in entry.aliases:
+            if alias != LATEST:
+                self.set_alias(name, alias, version)
+        return Resolved(self.root / name / version, name, version)
 
     def set_alias(self, name: str, alias: str, version: str) -> Resolved:
         """Point an alias at a version (or at what `latest` or another alias means now), atomically.

@@ -79,6 +79,12 @@ def test_a_listed_version_with_a_damaged_manifest_is_shown_as_a_problem(run, sto
     assert run("show", "m@1")[0] == 1
 
 
+def test_copy_takes_a_version_over_from_another_store(run, store: ModelStore, source: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ModelStore(tmp_path / "other").publish(source, "m")
+    assert run("copy", "m", "--from", tmp_path / "other")[:2] == (0, f"m@1 is in {store.root / 'm' / '1'}\n")
+    assert run("copy", "m@7", "--from", tmp_path / "other")[0] == 1
+
+
 def test_import_says_what_it_left_out(run, store: ModelStore, source: Path) -> None:  # type: ignore[no-untyped-def]
     (source / ".gitattributes").touch()
     status, out, _ = run("import", source, "--name", "theirs")
@@ -116,6 +122,7 @@ def test_a_refusal_is_one_line_and_status_1(run, store: ModelStore, source: Path
         ("publish", "x", "y", "--version", "a/b"),
         ("publish", "x", "y", "--tokens-seen", "-1"),
         ("publish", "x", "y", "--alias", "latest"),
+        ("copy", "m"),
         ("alias", "m", "production"),
         ("alias", "m", "production", "1", "--remove"),
         ("alias", "m", "7", "1"),
