@@ -11,12 +11,12 @@ PIP_PREFIXES = ("global.", "install.", ":env:.")
 
 
 def build_image(containers: Containers, repository: Path, target: str, tag: str) -> str:
-    """Build one target of the Dockerfile and return the image's id. The log is beside the storage."""
+    """Build one target of the Dockerfile and return the image's id. The logs are beside the storage."""
     config = containers.folder / "pip.conf"
     settings = _pip_settings()
     config.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
     command = ["buildah", "build", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never"]
-    command += ["--file", str(repository / "Dockerfile"), "--target", target, "--tag", tag]
+    command += ["--file", str(repository / "Dockerfile")]
     command += ["--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", f"REVISION={_revision(repository)}"]
     command += ["--secret", f"id=pip_config,src={config}"]
     if {"index-url", "extra-index-url", "find-links"} & settings.keys():
@@ -24,7 +24,13 @@ def build_image(containers: Containers, repository: Path, target: str, tag: str)
         command += ["--build-arg", "TORCH_INDEX_URL="]
     for path in _local_paths(settings):
         command += ["--volume", f"{path}:{path}:ro"]
-    containers.run_logged([*command, str(repository)], containers.folder / f"build-{target}.log")
+    containers.run("buildah", "rm", "--all", check=False)  # of a build that was cut off
+    # The stages before the last get names: what has none is thrown away below, and they are what takes time to make.
+    for stage in ("app", f"venv-{target}", target):
+        name = tag if stage == target else f"localhost/phiserve-stage:{stage}"
+        log = containers.folder / f"build-{stage}.log"
+        containers.run_logged([*command, "--target", stage, "--tag", name, str(repository)], log)
+    containers.run("podman", "image", "prune", "--force", timeout=600)
     return containers.podman("image", "inspect", "--format", "{{.Id}}", tag)
 
 
