@@ -1,0 +1,1 @@
+"""What scripts/verify-image is made of: container tools in a private corner, a base, checks."""
