@@ -48,7 +48,7 @@ class Load(LoadTestShape):
             show_progress(second, self.runner.user_count)
         if second >= options.run_time:
             return None
-        return users_at(options.shape, second, options.run_time, options.num_users), 1000.0
+        return users_at(options.shape, second, options.run_time, options.num_users), 100.0
 
 
 class Run:

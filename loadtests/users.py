@@ -31,14 +31,40 @@ class Refused(Exception):
     """The server was full and said so."""
 
 
-class Outcome:
-    """What the server should count for a request; "cancelled" until something else is known."""
+class Request(Connection):
+    """A connection that knows what the server should count for it."""
 
-    def __init__(self) -> None:
-        self.name = "cancelled"
+    def __init__(self, url: str, receive_bytes: int = 0) -> None:
+        super().__init__(url, receive_bytes)
+        self.begun = time.perf_counter()
+        self.outcome: str | None = None
+        """None: nothing was sent yet, and the server knows nothing of it."""
 
-    def of_status(self, status: int) -> None:
-        self.name = OUTCOME_OF_STATUS.get(status, "invalid")
+    def milliseconds(self) -> float:
+        """Since before the connection was made."""
+        return 1000 * (time.perf_counter() - self.begun)
+
+    def send(self, method: str, path: str, body: bytes, content_type: str = "application/json", cut: int = 0) -> None:
+        self.outcome = "cancelled"  # until something else is known
+        super().send(method, path, body, content_type, cut)
+
+    def status(self) -> int:
+        status = super().status()
+        self.outcome = OUTCOME_OF_STATUS.get(status, "invalid")
+        return status
+
+    def expect_ok(self) -> None:
+        """Wait for the answer's head. Raises Refused or Failure unless it is 200."""
+        status = self.status()
+        if status == 429:
+            raise Refused("429, full")
+        if status != 200:
+            raise Failure(f"answered {status}: {self.body()[:120]!r}")
+
+    def fail(self, reason: str) -> Failure:
+        """For an answer that was 200 and is no good."""
+        self.outcome = "error"
+        return Failure(reason[:160])
 
 
 class LoadUser(User):
@@ -69,24 +95,31 @@ class LoadUser(User):
         return self.record.kinds[self.kind]
 
     @contextmanager
-    def counted(self, name: str, route: str | None) -> Iterator[Outcome]:
-        """Count what happens inside as one request, whatever happens, a user stopped in the middle of it included."""
-        outcome, begun = Outcome(), time.perf_counter()
+    def request(self, name: str, route: str | None, receive_bytes: int = 0) -> Iterator[Request]:
+        """Count what happens inside as one request, whatever happens, a user stopped in the middle of it included.
+
+        route: where the server counts it.
+        """
+        request = Request(self.url, receive_bytes)
         failure: Exception | None = None
-        self.mine.requests += 1
         try:
-            yield outcome
+            with request:
+                yield request
         except Refused as refused:
             self.mine.refused += 1
             failure = refused
         except (Failure, *BROKEN) as error:
-            outcome.name = "error" if isinstance(error, BROKEN) else outcome.name
+            if not isinstance(error, Failure):
+                request.outcome = request.outcome and "error"
             self.mine.failures[f"{name}: {error if isinstance(error, Failure) else repr(error)}"[:200]] += 1
             failure = error
         finally:
-            if route is not None:
-                self.record.outcomes[route, outcome.name] += 1
-            self.report(name, 1000 * (time.perf_counter() - begun), failure)
+            # locust may end a user that has just woken up, before it has sent anything
+            if request.outcome or failure:
+                self.mine.requests += 1
+                self.report(name, request.milliseconds(), failure)
+            if route and request.outcome:
+                self.record.outcomes[route, request.outcome] += 1
 
     def report(self, name: str, milliseconds: float, failure: BaseException | None = None) -> None:
         """To locust's own statistics, for its report; they round to milliseconds, ours do not."""
@@ -101,30 +134,28 @@ class LoadUser(User):
 
     def timed(self, name: str, milliseconds: float) -> None:
         self.mine.times[name].append(milliseconds)
-        if name != "whole":  # that is the request itself, which counted() reports
+        if name != "whole":  # that is the request itself, which is reported at its end
             self.report(name.replace("_", " "), milliseconds)
 
-    def check(self, connection: Connection, outcome: Outcome) -> None:
-        """Wait for the answer's head. Raises Refused or Failure unless it is 200."""
-        status = connection.status()
-        outcome.of_status(status)
-        if status == 429:
-            raise Refused("429, full")
-        if status != 200:
-            raise Failure(f"answered {status}: {connection.body()[:120]!r}")
+    def stream(self, request: Request, read: Callable[[Mapping[str, Any]], tuple[bool, bool]]) -> None:
+        """Read and time a stream to its end. Raises Failure if it breaks off or is empty.
 
-    def stream(self, connection: Connection, begun: float, text_in: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Read and time a stream to its end. Raises Failure if it breaks off with an error or is empty."""
-        last = begun
-        for arrived, event in connection.events():
+        read: whether an event carries text, and whether it ends the answer.
+        """
+        last, ended = request.begun, False
+        for arrived, event in request.events():
             if "error" in event:
-                raise Failure(f"error in a stream: {str(event['error'])[:120]}")
-            if text_in(event):
-                self.timed("first_token" if last == begun else "gap", 1000 * (arrived - last))
+                raise request.fail(f"error in a stream: {event['error']}")
+            has_text, ends = read(event)
+            ended |= ends
+            if has_text:
+                self.timed("first_token" if last == request.begun else "gap", 1000 * (arrived - last))
                 last = arrived
-        if last == begun:
-            raise Failure("a stream without text")
-        self.timed("whole", 1000 * (time.perf_counter() - begun))
+        if not ended:
+            raise request.fail("a stream that breaks off")
+        if last == request.begun:
+            raise request.fail("a stream without text")
+        self.timed("whole", request.milliseconds())
 
 
 class Generate(LoadUser):
@@ -136,19 +167,14 @@ class Generate(LoadUser):
     @task
     def generate(self) -> None:
         ask = next(self.asks)
-        with self.counted("whole answer", "generate") as outcome, Connection(self.url) as connection:
-            begun = time.perf_counter()
-            connection.send("POST", "/generate", body_of(ask))
-            self.check(connection, outcome)
-            try:
-                self.stream(connection, begun, lambda event: bool(event.get("text")))
-            except Failure:
-                outcome.name = "error"
-                raise
+        with self.request("whole answer", "generate") as request:
+            request.send("POST", "/generate", body_of(ask))
+            request.expect_ok()
+            self.stream(request, read_delta)
 
 
 class Chat(LoadUser):
-    """Streams /v1/chat/completions by the OpenAI protocol to its end, [DONE]."""
+    """Streams /v1/chat/completions by the OpenAI protocol."""
 
     kind = "chat"
     weight = 2
@@ -164,11 +190,10 @@ class Chat(LoadUser):
             "seed": ask.seed,
             "stream": True,
         }
-        with self.counted("whole answer", None) as outcome, Connection(self.url) as connection:
-            begun = time.perf_counter()
-            connection.send("POST", self.path, json.dumps(body).encode())
-            self.check(connection, outcome)
-            self.stream(connection, begun, chat_text)
+        with self.request("whole answer", None) as request:
+            request.send("POST", self.path, json.dumps(body).encode())
+            request.expect_ok()
+            self.stream(request, read_chunk)
 
 
 class Score(LoadUser):
@@ -180,10 +205,10 @@ class Score(LoadUser):
     @task
     def score(self) -> None:
         texts = [text_of(self.rng, TEXT_WORDS.draw(self.rng)) for _ in range(self.rng.randint(1, 4))]
-        with self.counted("scores", "score") as outcome, Connection(self.url) as connection:
-            connection.send("POST", "/quality/score", json.dumps({"texts": texts}).encode())
-            self.check(connection, outcome)
-            scores = json.loads(connection.body()).get("scores", [])
+        with self.request("scores", "score") as request:
+            request.send("POST", "/quality/score", json.dumps({"texts": texts}).encode())
+            request.expect_ok()
+            scores = json.loads(request.body()).get("scores", [])
             if len(scores) != len(texts):
                 raise Failure(f"{len(scores)} scores of {len(texts)} texts")
 
@@ -197,26 +222,24 @@ class Impatient(LoadUser):
     @task(4)
     def hang_up_midway(self) -> None:
         ask, num_events = next(self.asks), self.rng.randint(1, 8)
-        with self.counted("hang-up midway", "generate") as outcome, Connection(self.url) as connection:
-            begun = time.perf_counter()
-            connection.send("POST", "/generate", body_of(ask, num_tokens=240, ignore_eos=True))
-            self.check(connection, outcome)
-            outcome.name = "cancelled"
-            for number, (arrived, event) in enumerate(connection.events(), 1):
+        with self.request("hang-up midway", "generate") as request:
+            request.send("POST", "/generate", body_of(ask, num_tokens=240, ignore_eos=True))
+            request.expect_ok()
+            request.outcome = "cancelled"
+            for number, (arrived, event) in enumerate(request.events(), 1):
                 if "error" in event:
-                    outcome.name = "error"
-                    raise Failure(f"error in a stream: {str(event['error'])[:120]}")
+                    raise request.fail(f"error in a stream: {event['error']}")
                 if number == 1:
-                    self.timed("first_token", 1000 * (arrived - begun))
+                    self.timed("first_token", 1000 * (arrived - request.begun))
                 if number == num_events:
                     return
-            outcome.name = "ok"  # the answer came in fewer events than it had patience for
+            request.outcome = "ok"  # the answer came in fewer events than it had patience for
 
     @task(1)
     def hang_up_while_asking(self) -> None:
         body = body_of(next(self.asks))
-        with self.counted("hang-up while asking", "generate"), Connection(self.url) as connection:
-            connection.send("POST", "/generate", body, cut=len(body) // 2)
+        with self.request("hang-up while asking", "generate") as request:
+            request.send("POST", "/generate", body, cut=len(body) // 2)
 
 
 class Hostile(LoadUser):
@@ -228,16 +251,14 @@ class Hostile(LoadUser):
     @task(8)
     def be_refused(self) -> None:
         hostility = self.rng.choice(HOSTILITIES)
-        with self.counted(hostility.name, hostility.route) as outcome, Connection(self.url) as connection:
+        with self.request(hostility.name, hostility.route) as request:
             content = hostility.body(self.rng)
-            connection.send(hostility.method, hostility.path, content, hostility.content_type)
-            status = connection.status()
-            outcome.of_status(status)
-            self.judge(hostility, status, connection)
+            request.send(hostility.method, hostility.path, content, hostility.content_type)
+            status = request.status()
+            self.judge(hostility, status, request.body())
 
-    def judge(self, hostility: Hostility, status: int, connection: Connection) -> None:
+    def judge(self, hostility: Hostility, status: int, body: bytes) -> None:
         """Raises Failure unless the refusal is the one that is due, in the server's error shape."""
-        body = connection.body()
         if status not in hostility.statuses:
             raise Failure(f"answered {status}, not {' or '.join(map(str, hostility.statuses))}")
         if b'"error"' not in body and b'"detail"' not in body:
@@ -246,13 +267,12 @@ class Hostile(LoadUser):
     @task(2)
     def read_slowly(self) -> None:
         ask = next(self.asks)
-        with self.counted("slow reader", "generate") as outcome, Connection(self.url, receive_bytes=2048) as connection:
-            connection.send("POST", "/generate", body_of(ask, num_tokens=200, ignore_eos=True))
-            self.check(connection, outcome)
-            *_, (_, last) = [(0.0, {}), *connection.events(pause_seconds=0.02)]
+        with self.request("slow reader", "generate", receive_bytes=2048) as request:
+            request.send("POST", "/generate", body_of(ask, num_tokens=200, ignore_eos=True))
+            request.expect_ok()
+            *_, (_, last) = [(0.0, {}), *request.events(pause_seconds=0.02)]
             if last.get("usage", {}).get("completion_tokens") != 200:
-                outcome.name = "error"
-                raise Failure(f"ended without its usage: {str(last)[:120]}")
+                raise request.fail(f"ended without its usage: {last}")
 
 
 KINDS: Mapping[str, type[LoadUser]] = {user.kind: user for user in (Generate, Chat, Score, Impatient, Hostile)}
@@ -264,7 +284,12 @@ def body_of(ask: Ask, num_tokens: int | None = None, **more: Any) -> bytes:
     return json.dumps({"prompt": ask.prompt, **limits, **more}).encode()
 
 
-def chat_text(event: Mapping[str, Any]) -> bool:
-    """Whether a chunk of a chat carries text."""
-    choices = event.get("choices") or [{}]
-    return bool((choices[0].get("delta") or {}).get("content"))
+def read_delta(event: Mapping[str, Any]) -> tuple[bool, bool]:
+    """An event of /generate: whether it carries text, and whether it ends the answer."""
+    return bool(event.get("text")), "finish_reason" in event
+
+
+def read_chunk(event: Mapping[str, Any]) -> tuple[bool, bool]:
+    """The same of a chunk of a chat."""
+    choice = (event.get("choices") or [{}])[0]
+    return bool((choice.get("delta") or {}).get("content")), choice.get("finish_reason") is not None
