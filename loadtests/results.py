@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,17 @@ def machine() -> str:
     """Processor and cores."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0].partition(':')[2].strip() if names else 'unknown'}"
+
+
+def provenance() -> dict[str, Any]:
+    """When, where and with which code a measurement begins."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "commit": git.stdout.strip() or None,
+    }
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -12,14 +12,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.server import ServerProcess
+from loadtests.server import add_target_flags, interruptible, target
 from loadtests.workload import SHAPES
 
 INTERRUPTED = 130
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code, as above."""
     options, locust_flags = parse(arguments)
     try:
-        with interruptible(), target(options) as url:
-            code = run_locust(url, options, locust_flags)
+        with interruptible(), target(options, options.output / "server.log") as url:
+            load = LocustLoad(options.shape, options.users, options.seconds, options.seed)
+            code = run_locust(url, load, options.output, locust_flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,42 +67,21 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return options, options.locust
 
 
-def add_target_flags(parser: argparse.ArgumentParser) -> None:
-    """Which server is loaded."""
-    parser.add_argument("--url", help="a server of this machine that runs already; default: start one")
-    parser.add_argument("--model", default="tiny_iit", help="of the server that is started")
-    parser.add_argument(
-        "--serve-flag",
-        action="append",
-        default=[],
-        metavar="=--FLAG=VALUE",
-        help="a flag of the server; repeat for more",
-    )
+@dataclass(frozen=True)
+class LocustLoad:
+    """How many users there are when, and what they draw their requests from."""
+
+    shape: str
+    users: int
+    seconds: int
+    seed: int
 
 
-@contextlib.contextmanager
-def target(options: argparse.Namespace) -> Iterator[str]:
-    """The URL of the server to load; one that we started ends with the block."""
-    if options.url:
-        yield options.url.rstrip("/")
-        return
-    with ServerProcess(options.model, options.output / "server.log", options.serve_flag) as server:
-        yield server.url
+def run_locust(url: str, load: LocustLoad, output: Path, flags: Sequence[str] = ()) -> int:
+    """Run the users in a process of their own, since locust changes how sockets work. Returns its exit code.
 
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def run_locust(url: str, options: argparse.Namespace, flags: Sequence[str]) -> int:
-    """Run the users in a process of their own, since locust changes how sockets work. Returns its exit code."""
-    output: Path = options.output
+    Writes report.html and result.json into `output`.
+    """
     output.mkdir(parents=True, exist_ok=True)
     for stale in ("result.json", "report.html"):
         (output / stale).unlink(missing_ok=True)
@@ -108,8 +89,8 @@ def run_locust(url: str, options: argparse.Namespace, flags: Sequence[str]) -> i
         *(sys.executable, "-m", "locust", "--locustfile", str(Path(__file__).with_name("locustfile.py"))),
         *("--headless", "--only-summary", "--loglevel", "WARNING", "--json-file", str(output / "locust")),
         *("--html", str(output / "report.html"), "--result-file", str(output / "result.json")),
-        *("--stop-timeout", str(STOP_SECONDS), "--host", url, "--shape", options.shape, "--seed", str(options.seed)),
-        *("--users", str(options.users), "--run-time", str(options.seconds), *flags),
+        *("--stop-timeout", str(STOP_SECONDS), "--host", url, "--shape", load.shape, "--seed", str(load.seed)),
+        *("--users", str(load.users), "--run-time", str(load.seconds), *flags),
     ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

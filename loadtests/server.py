@@ -1,11 +1,14 @@
-"""A server of our own for a test: started on a free port, its output kept in a file, ended with all its processes."""
+"""The server under test: one that runs already, or one started on a free port and ended with all its processes."""
 
+import argparse
+import contextlib
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -81,3 +84,36 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    """Which server is loaded."""
+    parser.add_argument("--url", help="a server of this machine that runs already; default: start one")
+    parser.add_argument("--model", default="tiny_iit", help="of the server that is started")
+    parser.add_argument(
+        "--serve-flag",
+        action="append",
+        default=[],
+        metavar="=--FLAG=VALUE",
+        help="a flag of the server; repeat for more",
+    )
+
+
+@contextlib.contextmanager
+def target(options: argparse.Namespace, log: Path) -> Iterator[str]:
+    """The URL of the server to load; one that we started writes to `log` and ends with the block."""
+    if options.url:
+        yield options.url.rstrip("/")
+        return
+    with ServerProcess(options.model, log, options.serve_flag) as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
