@@ -102,13 +102,15 @@ def soak(url: str, options: argparse.Namespace) -> dict[str, Any]:
     if port is None:
         raise ValueError(f"url={url!r}: name the port of a server of this machine")
     origin = provenance()
-    phases, idle = {}, []
-    samples: list[tuple[float, float]] = []
+    phases: dict[str, Any] = {}
+    idle: list[Idle] = []
+    under_load: list[tuple[float, float]] = []
     for name, minutes in (("warm_up", options.warm_up_minutes), ("soak", options.minutes)):
         load = LocustLoad("soak", options.users, max(1, round(60 * minutes)), options.seed + len(phases))
         with watched(port) as samples:
             # Latency is not judged here; failures, and requests that only one side knows of, are.
             run_locust(url, load, options.folder / name)
+        under_load = samples
         phases[name] = read_result(options.folder / name / "result.json")
         idle.append(Idle.of(tree_behind(port)))
     return origin | {
@@ -116,10 +118,10 @@ def soak(url: str, options: argparse.Namespace) -> dict[str, Any]:
         "warm_up_minutes": options.warm_up_minutes,
         "users": options.users,
         "model": options.model,
-        "checks": [each.to_json() for each in checks(idle[0], idle[1], [own for _, own in samples], phases)],
+        "checks": [each.to_json() for each in checks(idle[0], idle[1], [own for _, own in under_load], phases)],
         "idle_after_warm_up": idle[0].to_json(),
         "idle_at_end": idle[1].to_json(),
-        "own_megabytes_under_load": [[round(second), round(own, 1)] for second, own in samples],
+        "own_megabytes_under_load": [[round(second), round(own, 1)] for second, own in under_load],
         **phases,
     }
 
