@@ -153,12 +153,9 @@ def summary(rates: Sequence[float]) -> dict[str, float | int]:
 
 def show_trial(number: int, trial: Trial) -> None:
     verdict = "kept" if trial.kept else "missed, cut short" if trial.cut_short else "missed"
-    print(
-        f"round {number + 1}: {trial.rate:8.2f}/s  n {trial.num_requests:5d}  p99 of first token {trial.first_token_p99_ms:7.1f} ms, "
-        f"of gaps {trial.gap_p99_ms:6.1f} ms  refused {trial.num_refused}  {verdict}",
-        file=sys.stderr,
-        flush=True,
-    )
+    figures = f"p99 of first token {trial.first_token_p99_ms:.1f} ms, of gaps {trial.gap_p99_ms:.1f} ms"
+    counts = f"n {trial.num_requests}, refused {trial.num_refused}, failed {trial.num_failed}"
+    print(f"round {number + 1}: {trial.rate:.2f}/s  {figures}  {counts}  {verdict}", file=sys.stderr, flush=True)
 
 
 def print_table(result: dict[str, Any]) -> None:

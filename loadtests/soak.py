@@ -33,6 +33,8 @@ from loadtests.server import add_target_flags, interruptible, target
 GROWTH = 0.02
 MISSED = 1
 SAMPLE_SECONDS = 2.0
+WARM_UP_FLAGS = ("--mix", "generate=3,score=1,impatient=2,hostile=6")
+"""Allocators keep what the largest request needed, in each thread that has met one: warming up is to meet them all."""
 PARTS = 5
 """Memory under load is compared between the first and the last fifth of the samples."""
 
@@ -72,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.minutes <= 0 or options.users < 1:
         parser.error(f"minutes={options.minutes}, users={options.users}: give numbers above 0")
     if options.warm_up_minutes is None:
-        options.warm_up_minutes = max(0.5, options.minutes / 10)
+        options.warm_up_minutes = max(1.0, options.minutes / 10)
     return options
 
 
@@ -105,11 +107,11 @@ def soak(url: str, options: argparse.Namespace) -> dict[str, Any]:
     phases: dict[str, Any] = {}
     idle: list[Idle] = []
     under_load: list[tuple[float, float]] = []
-    for name, minutes in (("warm_up", options.warm_up_minutes), ("soak", options.minutes)):
+    for name, minutes, flags in (("warm_up", options.warm_up_minutes, WARM_UP_FLAGS), ("soak", options.minutes, ())):
         load = LocustLoad("soak", options.users, max(1, round(60 * minutes)), options.seed + len(phases))
         with watched(port) as samples:
             # Latency is not judged here; failures, and requests that only one side knows of, are.
-            run_locust(url, load, options.folder / name)
+            run_locust(url, load, options.folder / name, flags)
         under_load = samples
         phases[name] = read_result(options.folder / name / "result.json")
         idle.append(Idle.of(tree_behind(port)))
