@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,17 +26,21 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.connection import Connection
+from loadtests.hostilities import HOSTILITIES, Hostility
 from loadtests.processes import held, own_megabytes, pss_megabytes, tree_behind
 from loadtests.record import Threshold
 from loadtests.results import provenance, write_json
 from loadtests.run import LocustLoad, print_tables, run_locust
 from loadtests.server import add_target_flags, interruptible, target
+from loadtests.workload import rng_of
 
 GROWTH = 0.02
 MISSED = 1
 SAMPLE_SECONDS = 2.0
-WARM_UP_FLAGS = ("--mix", "generate=3,score=1,impatient=2,hostile=6")
-"""Allocators keep what the largest request needed, in each thread that has met one: warming up is to meet them all."""
+HIGH_TIDE = 24
+"""How many of each request are sent at once at the very start, and how often again."""
+HIGH_TIDES = 4
 PARTS = 5
 """Memory under load is compared between the first and the last fifth of the samples."""
 
@@ -107,11 +113,12 @@ def soak(url: str, options: argparse.Namespace) -> dict[str, Any]:
     phases: dict[str, Any] = {}
     idle: list[Idle] = []
     under_load: list[tuple[float, float]] = []
-    for name, minutes, flags in (("warm_up", options.warm_up_minutes, WARM_UP_FLAGS), ("soak", options.minutes, ())):
+    high_tide(url, options.seed)
+    for name, minutes in (("warm_up", options.warm_up_minutes), ("soak", options.minutes)):
         load = LocustLoad("soak", options.users, max(1, round(60 * minutes)), options.seed + len(phases))
         with watched(port) as samples:
             # Latency is not judged here; failures, and requests that only one side knows of, are.
-            run_locust(url, load, options.folder / name, flags)
+            run_locust(url, load, options.folder / name)
         under_load = samples
         phases[name] = read_result(options.folder / name / "result.json")
         idle.append(Idle.of(tree_behind(port)))
@@ -126,6 +133,27 @@ def soak(url: str, options: argparse.Namespace) -> dict[str, Any]:
         "own_megabytes_under_load": [[round(second), round(own, 1)] for second, own in under_load],
         **phases,
     }
+
+
+def high_tide(url: str, seed: int) -> None:
+    """Each kind of bad request many times at once.
+
+    Allocators keep what the largest request has needed, in every thread that has met one. Without this, threads that
+    meet their first one late would look like growth.
+    """
+
+    def send(number: int, hostility: Hostility) -> None:
+        with Connection(url) as connection:
+            content = hostility.body(rng_of(seed, "high tide", number))
+            connection.send(hostility.method, hostility.path, content, hostility.content_type)
+            connection.status()
+            connection.body()
+
+    with ThreadPoolExecutor(HIGH_TIDE) as pool:
+        for tide in range(HIGH_TIDES):
+            for hostility in HOSTILITIES:
+                numbers = range(tide * HIGH_TIDE, (tide + 1) * HIGH_TIDE)
+                list(pool.map(partial(send, hostility=hostility), numbers))
 
 
 def checks(before: Idle, after: Idle, loaded: Sequence[float], phases: dict[str, Any]) -> list[Threshold]:
