@@ -3,7 +3,7 @@
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,7 +22,7 @@ Counts = Counter[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Scrape:
-    """The samples of one GET /metrics, summed where only other labels differ."""
+    """The samples of one GET /metrics."""
 
     samples: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -30,7 +30,11 @@ class Scrape:
     def of(cls, url: str) -> "Scrape":
         """Raises OSError if the server does not answer."""
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310 (http on this machine)
-            text = response.read().decode()
+            return cls.parse(response.read().decode())
+
+    @classmethod
+    def parse(cls, text: str) -> "Scrape":
+        """From Prometheus' text format."""
         samples = {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
@@ -42,9 +46,6 @@ class Scrape:
         """The sum of a metric's samples that have these labels; 0 if there are none."""
         wanted = set(labels.items())
         return sum(value for (found, has), value in self.samples.items() if found == name and wanted <= has)
-
-    def has(self, name: str) -> bool:
-        return any(found == name for found, _ in self.samples)
 
     def outcomes(self) -> Counts:
         """Requests so far, by route and outcome."""
@@ -97,6 +98,6 @@ def differences(client: Counts, server: Counts) -> list[str]:
     return found
 
 
-def by_route(counts: Counts, outcomes: Iterable[str] = OUTCOMES) -> dict[str, dict[str, int]]:
+def by_route(counts: Counts) -> dict[str, dict[str, int]]:
     """For a JSON result."""
-    return {route: {outcome: counts[route, outcome] for outcome in outcomes} for route in ROUTES}
+    return {route: {outcome: counts[route, outcome] for outcome in OUTCOMES} for route in ROUTES}

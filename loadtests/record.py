@@ -1,5 +1,6 @@
 """What the users of a run met: requests by outcome, failures by reason, exact times. Knows no HTTP and no locust."""
 
+import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,9 @@ class Threshold:
         return self.value <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "limit": self.limit, "value": self.value, "unit": self.unit, "kept": self.kept}
+        """An infinite value as null."""
+        value = None if math.isinf(self.value) else self.value
+        return {"name": self.name, "limit": self.limit, "value": value, "unit": self.unit, "kept": self.kept}
 
 
 def thresholds(record: Record, limits: Mapping[str, float], unaccounted: int) -> list[Threshold]:
