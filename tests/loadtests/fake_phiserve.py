@@ -95,13 +95,20 @@ def pretending(server: FakePhiserve) -> Iterator[FakePhiserve]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
+    async def end() -> None:
+        for _ in range(20):  # the loop needs a few turns to accept and close the connections of those who hung up
+            await asyncio.sleep(0)
+        await runner.cleanup()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
         asyncio.run_coroutine_threadsafe(start(), loop).result(10)
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
