@@ -64,7 +64,7 @@ class Scrape:
         return found
 
 
-def settled(url: str, client: Counts, before: Scrape, patience_seconds: float = 30) -> tuple[Scrape, list[str]]:
+def settled(url: str, client: Counts, before: Scrape, patience_seconds: float) -> tuple[Scrape, list[str]]:
     """The scrape once server and clients agree and nothing is held, or the last one and what is wrong with it.
 
     A server notices a hang-up a little later than the one who hung up.

@@ -64,6 +64,7 @@ def add_flags(parser: Any) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="ramp", help="how the number of users changes")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, lengths and pauses")
     parser.add_argument("--mix", default=None, help="kinds of users by weight, KIND=WEIGHT,...; default: all there are")
+    parser.add_argument("--settle-seconds", type=float, default=30, help="how long the server may take to become idle")
     parser.add_argument("--result-file", default=None, help="write all figures there as JSON")
     for name, limit in LIMITS.items():
         flag = f"--max-{name.replace('_', '-')}"
@@ -117,7 +118,7 @@ def judge(environment: Any, **_: object) -> None:
     seconds = time.perf_counter() - Run.begun
     options, record = environment.parsed_options, LoadUser.record
     try:
-        after, wrong = settled(environment.host, record.outcomes, Run.before)
+        after, wrong = settled(environment.host, record.outcomes, Run.before, options.settle_seconds)
     except OSError as error:
         after, wrong = Run.before, [f"the server does not answer /metrics any more: {error}"]
     judged = thresholds(record, {name: getattr(options, f"max_{name}") for name in LIMITS}, len(wrong))
