@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 MODEL ?= tiny_iit
 PORT ?= 8000
 
-.PHONY: help serve test check slow clean
+.PHONY: help serve test check slow loadtest clean
 
 help:
 	@echo "make serve   serve the shipped checkpoint on http://127.0.0.1:$(PORT) (MODEL=name-or-folder PORT=n)"
 	@echo "make test    run the default test suite"
 	@echo "make check   format, lint, types, import direction, fast tests"
 	@echo "make slow    the tests that take long"
+	@echo "make loadtest  60 s of load on a server of its own; LOADTEST_FLAGS='--shape spike --users 16'"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 serve"; exit 1; }
@@ -42,6 +43,9 @@ check: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 slow: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(BIN)/python -m pytest -m slow
+
+loadtest: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(BIN)/python -m loadtests.run $(LOADTEST_FLAGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

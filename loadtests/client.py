@@ -11,7 +11,7 @@ import aiohttp
 
 @dataclass(frozen=True)
 class Prompt:
-    """The same prompt as text and as token ids; a server gets what it takes."""
+    """The same prompt as text and as token ids; a server gets what it takes. Without ids, ours takes the text."""
 
     text: str
     ids: list[int]
@@ -63,7 +63,7 @@ class Phiserve(Dialect):
 
     def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         return {
-            "prompt": prompt.ids,
+            "prompt": prompt.ids or prompt.text,
             "max_new_tokens": sampling.num_tokens,
             "ignore_eos": True,
             "stream": True,

@@ -28,14 +28,35 @@ def tree_behind(port: int) -> list[psutil.Process]:
 
 def pss_megabytes(processes: list[psutil.Process]) -> float:
     """Proportional set size: shared pages are counted once over all that share them."""
+    return _rollup_megabytes(processes, ("Pss:",))
+
+
+def own_megabytes(processes: list[psutil.Process]) -> float:
+    """The part of it that holds data of these processes. Left out are pages of files, libraries above all.
+
+    Programs beside them that map the same libraries take a share of those pages, and so move the whole figure.
+    """
+    return _rollup_megabytes(processes, ("Pss_Anon:", "Pss_Shmem:"))
+
+
+def _rollup_megabytes(processes: list[psutil.Process], fields: tuple[str, ...]) -> float:
     total = 0
     for process in processes:
         try:
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(fields))
     return total / 1024
+
+
+def held(processes: list[psutil.Process]) -> dict[str, int]:
+    """How many processes, threads and open files there are."""
+    return {
+        "processes": len(processes),
+        "threads": sum(process.num_threads() for process in processes),
+        "files": sum(process.num_fds() for process in processes),
+    }
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:

@@ -26,6 +26,7 @@ from rich.progress import Progress
 from loadtests.client import Prompt, Sampling, ServerError
 from loadtests.measurement import Load, Row, Server, measure
 from loadtests.processes import cpu_seconds, tree_behind
+from loadtests.results import machine, write_whole
 
 QUIET_LOAD = 0.5
 
@@ -206,19 +207,6 @@ def markdown(result: dict[str, Any], rows: Sequence[Row], names: Sequence[str]) 
     if uncounted:
         lines += ["", f"Did not count their tokens; the number asked for is taken: {', '.join(uncounted)}."]
     return "\n".join(lines) + "\n"
-
-
-def machine() -> str:
-    """Processor and cores."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0].partition(':')[2].strip() if names else 'unknown'}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _spread(values: Sequence[float]) -> str:
