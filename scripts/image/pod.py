@@ -1,4 +1,4 @@
-"""The pod of k8s/ on this machine by `podman kube play`: its Deployment, ConfigMap and claim, as kustomize renders them.
+"""The pod of k8s/ on this machine by `podman kube play`: its Deployment, ConfigMap and claim, as kustomize renders.
 
 What a cluster would add is added here: a model in the claimed volume, and a port to reach the pod. What podman does
 another way is replaced: it makes an HTTP probe a call of curl in the container, which the image does not hold, so that
