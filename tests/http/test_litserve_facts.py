@@ -4,6 +4,7 @@ import inspect
 import multiprocessing
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import litserve
@@ -25,6 +26,7 @@ def server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("PHISERVE_API_KEYS", "sesame")
     settings = load_settings([])
     service = Service(settings, load_served_model(str(tiny_model)), tiny_model, SharedState(1))
+    monkeypatch.setattr(service, "metrics", SimpleNamespace(key_refused=lambda: None), raising=False)
     config = WorkerConfig(tiny_model, tiny_model, "auto", "cpu", "auto", 1, None, None, 4, 1, 60.0, False, "warning")
     return build_server(config, service)
 
