@@ -12,7 +12,8 @@ search() {
         --workers "${WORKERS:-2}" --threads 1 "$@"
 }
 search tuning "$HERE/tuning.json" "$@"
-python "$HERE/write_points.py" "$OUT/tuning/results.jsonl" "$OUT/points"
+search tuning-low "$HERE/tuning-low.json" "$@"
+python "$HERE/write_points.py" "$OUT/tuning/results.jsonl" "$OUT/tuning-low/results.jsonl" "$OUT/points"
 search confirm "$OUT/points/confirm.json" "$@"
 search screen "$OUT/points/screen.json" "$@"
 search confound "$HERE/confound.json" "$@"

@@ -1,7 +1,7 @@
 """Write the points files of the lambda study: the plan's arms into files that training.search reads.
 
-    python docs/studies/lambda/write_points.py                     tuning, screen, confirm and confound.json, beside it
-    python docs/studies/lambda/write_points.py RESULTS.jsonl DIR   screen.json and confirm.json with tuned rates
+    python docs/studies/lambda/write_points.py                        the files without tuned rates, beside it
+    python docs/studies/lambda/write_points.py RESULTS.jsonl... DIR   screen.json and confirm.json with tuned rates
 
 The second form takes, for each arm, the learning rate with the lowest mean held-out bits per byte over the tuning
 seeds; a rate within 0.002 of it goes before it where it is nearer to the middle of the grid.
@@ -29,6 +29,7 @@ BASE: dict[str, Any] = {
     "eval_tokens": 16384,
 }
 RATES = (1.5e-3, 3e-3, 6e-3)
+LOW_RATE = 7.5e-4  # the plan's one extension: arm none chose the grid's lower edge
 TIED = 0.002
 SCREEN: dict[str, dict[str, Any]] = {
     "none": {},
@@ -58,10 +59,10 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments:
             write_registered(Path(__file__).parent)
-        elif len(arguments) == 2:
-            write_tuned(Path(arguments[0]), Path(arguments[1]))
+        elif len(arguments) > 1:
+            write_tuned([Path(results) for results in arguments[:-1]], Path(arguments[-1]))
         else:
-            raise ValueError(f"arguments={arguments}: give none, or RESULTS.jsonl and a folder")
+            raise ValueError(f"arguments={arguments}: give none, or files of results and a folder")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,17 +71,21 @@ def main(arguments: list[str]) -> int:
 
 def write_registered(folder: Path) -> None:
     """The files as registered: rates not tuned yet."""
-    tuning = {f"{arm},lr={rate:g}": {**SCREEN[arm], "learning_rate": rate} for arm in SCREEN for rate in RATES}
-    _write(folder, "tuning", tuning)
+    for name, rates in (("tuning", RATES), ("tuning-low", (LOW_RATE,))):
+        _write(
+            folder,
+            name,
+            {f"{arm},lr={rate:g}": {**SCREEN[arm], "learning_rate": rate} for arm in SCREEN for rate in rates},
+        )
     _write(folder, "screen", SCREEN)
     _write(folder, "confirm", {arm: SCREEN[arm] for arm in CONFIRM})
     _write(folder, "confound", CONFOUND)
 
 
-def write_tuned(results: Path, folder: Path) -> None:
+def write_tuned(results: list[Path], folder: Path) -> None:
     """Screen and confirmation with each arm's rate. Raises ValueError where a tuning run is missing."""
     figures: dict[str, dict[float, list[float]]] = {}
-    for line in map(json.loads, results.read_text().splitlines()):
+    for line in (json.loads(text) for file in results for text in file.read_text().splitlines()):
         arm, _, _ = line["arm"].partition(",lr=")
         value = line["held_out"]["bits_per_byte"] if line["status"] == "finished" else math.inf
         figures.setdefault(arm, {}).setdefault(line["config"]["learning_rate"], []).append(value)
@@ -88,7 +93,7 @@ def write_tuned(results: Path, folder: Path) -> None:
     for arm, settings in SCREEN.items():
         rates = {rate: fmean(values) for rate, values in figures.get(arm, {}).items()}
         if not set(RATES) <= set(rates) or math.isinf(min(rates.values())):
-            raise ValueError(f"arm={arm!r} in {results}: tuned at {sorted(rates)}, needs {RATES} with a finished run")
+            raise ValueError(f"arm={arm!r} in {[str(file) for file in results]}: tuned at {sorted(rates)}, needs {RATES} with a finished run")
         best = min(rates.values())
         rate = min((r for r in rates if rates[r] <= best + TIED), key=lambda r: (abs(math.log(r / RATES[1])), rates[r]))
         tuned[arm] = {**settings, "learning_rate": rate}
@@ -99,7 +104,7 @@ def write_tuned(results: Path, folder: Path) -> None:
 
 def _write(folder: Path, name: str, arms: dict[str, dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    points = {"base": BASE, "seeds": SEEDS[name], "arms": arms}
+    points = {"base": BASE, "seeds": SEEDS[name.partition("-")[0]], "arms": arms}
     (folder / f"{name}.json").write_text(json.dumps(points, indent=2) + "\n")
 
 
