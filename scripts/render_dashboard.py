@@ -141,6 +141,7 @@ def draw_stat(axes: Axes, panel: dict[str, Any], found: list[Series], source: So
 def draw_timeseries(axes: Axes, panel: dict[str, Any], found: list[Series], source: Source) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     moments = [datetime.fromtimestamp(second, UTC) for second in found[0].seconds] if found else []
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab10" if len(found) <= 10 else "tab20"].colors)
     if defaults["custom"]["stacking"]["mode"] == "normal":
         # Where a series has nothing, nothing is stacked.
         layers = [np.nan_to_num(one.values) for one in found]
@@ -148,7 +149,7 @@ def draw_timeseries(axes: Axes, panel: dict[str, Any], found: list[Series], sour
             axes.stackplot(moments, layers, labels=[one.legend for one in found], alpha=0.75)  # type: ignore[arg-type]
     else:
         for one in found:
-            axes.plot(moments, one.values, label=one.legend, linewidth=1)  # type: ignore[arg-type]
+            axes.plot(moments, one.values, label=one.legend, linewidth=1, clip_on=False)  # type: ignore[arg-type]
     if "min" in defaults or "max" in defaults:
         low, high = axes.get_ylim()
         axes.set_ylim(defaults.get("min", low), defaults.get("max", high))
@@ -158,7 +159,7 @@ def draw_timeseries(axes: Axes, panel: dict[str, Any], found: list[Series], sour
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, defaults["unit"])))
     _time_axis(axes, source)
     if found:
-        columns = min(4, len(found))
+        columns = min(panel["gridPos"]["w"] // 2, len(found))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=columns, fontsize=6, frameon=False)
 
 
