@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from serve.completion import Choice
 from serve.errors import ApiError, StartupError
@@ -172,6 +173,14 @@ def observed(share: float, *choices: Choice, budget: float = 1.0) -> Counted:
 
     asyncio.run(scenario())
     return counted  # type: ignore[no-any-return]
+
+
+def test_scoring_starts_no_threads_that_would_take_cores_from_the_engine() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        observed(1.0)
+        blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    assert blas
+    assert set(blas) == {1}
 
 
 def test_what_nobody_asked_for_is_shed_and_counted_when_too_many_wait() -> None:
