@@ -3,10 +3,13 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from serve.engine.engine import Engine, EngineLimits
 from serve.engine.loader import load_runner, load_tokenizer
@@ -38,9 +41,21 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((parts / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
 
 
+def attend_to_bfloat16(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
+) -> Any:
+    """Attention over keys and values as the pool keeps them."""
+    key, value = (kept.to(torch.bfloat16).to(query.dtype) for kept in (key, value))
+    return sdpa_attention_forward(module, query, key, value, *rest, **named)
+
+
+AttentionInterface.register("to_bfloat16", attend_to_bfloat16)
+
+
 def rounded_logits(kind: str, ids: list[int]) -> np.ndarray:
     """Transformers' last logits in float64, the weights of each matrix rounded by output and its inputs by group."""
     reduced = copy.deepcopy(model(kind))
+    reduced.config._attn_implementation = "to_bfloat16"
     reduced.lm_head.weight = torch.nn.Parameter(reduced.lm_head.weight.detach().clone())  # the embedding stays exact
     for layer in reduced.modules():
         if isinstance(layer, torch.nn.Linear):

@@ -42,10 +42,14 @@ void Model::keep_token(Layer& layer, int64_t t) {
   rotate(q, config_.num_heads + kv_heads, token.position);
   const int64_t block = token.blocks[token.position / BLOCK], offset = token.position % BLOCK;
   for (int64_t head = 0; head < kv_heads; ++head) {
-    float* key = layer.keys.data() + (block * kv_heads + head) * dim * BLOCK + offset;
-    for (int64_t d = 0; d < dim; ++d) key[d * BLOCK] = k[head * dim + d];
-    float* value = layer.values.data() + ((block * kv_heads + head) * BLOCK + offset) * value_stride_;
-    memcpy(value, v + head * dim, (size_t)dim * sizeof(float));
+    char* key = layer.keys.data() + ((block * kv_heads + head) * dim * BLOCK + offset) * kept_bytes_;
+    for (int64_t d = 0; d < dim; ++d, key += BLOCK * kept_bytes_) {
+      const float number = k[head * dim + d];
+      const uint16_t rounded = to_bf16(number);
+      kept_bf16_ ? memcpy(key, &rounded, sizeof rounded) : memcpy(key, &number, sizeof number);
+    }
+    char* value = layer.values.data() + ((block * kv_heads + head) * BLOCK + offset) * value_stride_ * kept_bytes_;
+    kernels_.to_activation(v + head * dim, dim, value, kept_bf16_);
   }
 }
 
@@ -82,10 +86,11 @@ void Model::attend_tile(const Layer& layer, int64_t first, int64_t num_tokens, i
       t.lengths[t.count] = tokens_[(size_t)i].position + 1;
       targets[t.count] = act_row(attended_, i, attended_stride_) + column * act_bytes_;
     }
-  t.keys = layer.keys.data() + kv_head * dim * BLOCK;
-  t.values = layer.values.data() + kv_head * BLOCK * value_stride_;
-  t.block_floats_k = kv_heads * dim * BLOCK;
-  t.block_floats_v = kv_heads * BLOCK * value_stride_;
+  t.keys = layer.keys.data() + kv_head * dim * BLOCK * kept_bytes_;
+  t.values = layer.values.data() + kv_head * BLOCK * value_stride_ * kept_bytes_;
+  t.bf16 = kept_bf16_;
+  t.block_stride_k = kv_heads * dim * BLOCK;
+  t.block_stride_v = kv_heads * BLOCK * value_stride_;
   t.blocks = tokens_[(size_t)first].blocks;
   t.head_dim = dim;
   t.value_stride = value_stride_;

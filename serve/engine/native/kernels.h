@@ -37,16 +37,18 @@ struct Int8Scales {
 };
 
 // Attention of up to MAX_QUERIES (token, head) pairs that share keys and values.
-// keys: per block [head_dim][16]; values: per block [16][value_stride].
+// keys: per block [head_dim][16]; values: per block [16][value_stride]; both float, or both bfloat16 where `bf16` says.
+// Scores, weights and outputs are float: a key or value is widened as it is read.
 constexpr int MAX_QUERIES = 8;
 struct Attention {
   const float* queries[MAX_QUERIES];
   float* outputs[MAX_QUERIES];  // value_stride floats each
   int64_t lengths[MAX_QUERIES];  // keys to attend to, at least 1
   int count;
-  const float* keys;
-  const float* values;
-  int64_t block_floats_k, block_floats_v;  // from one block to the next in the pool
+  const void* keys;
+  const void* values;
+  bool bf16;
+  int64_t block_stride_k, block_stride_v;  // from one block to the next in the pool, in elements
   const int32_t* blocks;
   int64_t head_dim, value_stride;
   float scale;

@@ -51,7 +51,8 @@ const Kernels& kernels_for(const Config& c) {
 
 Model::Model(const Config& config)
     : config_(checked(config)), kernels_(kernels_for(config)), format_((Format)config.format),
-      bf16_(format_ == Format::bf16), act_bytes_(bf16_ ? 2 : 4),
+      bf16_(format_ == Format::bf16), act_bytes_(bf16_ ? 2 : 4), kept_bf16_(format_ != Format::f32),
+      kept_bytes_(kept_bf16_ ? 2 : 4),
       given_((size_t)(config.num_layers * NUM_PARTS)), layers_((size_t)config.num_layers),
       sampler_(kernels_, config.max_slots, config.vocab_size), pool_(config.num_threads) {
   const Config& c = config_;
@@ -83,8 +84,8 @@ Model::Model(const Config& config)
     layer.o.make(kernels_, format_, c.hidden_size, queries);
     layer.gate_up.make(kernels_, format_, 2 * round_up(c.intermediate_size, lanes), c.hidden_size);
     layer.down.make(kernels_, format_, c.hidden_size, c.intermediate_size);
-    layer.keys.make((int64_t)c.num_blocks * c.num_kv_heads * c.head_dim * BLOCK);
-    layer.values.make((int64_t)c.num_blocks * c.num_kv_heads * BLOCK * value_stride_);
+    layer.keys.make((int64_t)c.num_blocks * c.num_kv_heads * c.head_dim * BLOCK * kept_bytes_);
+    layer.values.make((int64_t)c.num_blocks * c.num_kv_heads * BLOCK * value_stride_ * kept_bytes_);
   }
   scores_.resize((size_t)pool_.num_threads());
   outputs_.resize((size_t)pool_.num_threads());

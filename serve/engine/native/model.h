@@ -45,7 +45,7 @@ struct Results {  // num_samples entries each
 struct Layer {
   Buffer<float> attention_norm, mlp_norm;
   Packed qkv, o, gate_up, down;
-  Buffer<float> keys, values;  // [block][kv head][head_dim][16], [block][kv head][16][value_stride]
+  Buffer<char> keys, values;  // [block][kv head][head_dim][16], [block][kv head][16][value_stride]
 };
 
 // One token that is computed: where it stands.
@@ -95,6 +95,8 @@ class Model {
   const Format format_;
   const bool bf16_;  // activations too; beside int8 weights they are floats until a product quantises them
   const int64_t act_bytes_;
+  const bool kept_bf16_;  // keys and values
+  const int64_t kept_bytes_;
   int64_t value_stride_, hidden_width_, x_stride_, qkv_stride_, attended_stride_, inner_stride_, logits_stride_;
   int64_t groups_each_, whole_stride_;
   std::vector<uint8_t> given_;

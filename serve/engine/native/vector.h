@@ -35,6 +35,13 @@ static inline vf load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+// bfloat16, widened.
+static inline vf load(const uint16_t* p) {
+  typedef uint16_t vh __attribute__((vector_size(VW * 2)));
+  vh half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return (vf)(__builtin_convertvector(half, vi) << 16);
+}
 static inline void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 static inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
