@@ -48,7 +48,7 @@ async def read_frame(reader: asyncio.StreamReader) -> Any:
 
 
 def pack_frame(message: Any) -> bytes:
-    body = msgpack.packb(message, unicode_errors="surrogatepass")
+    body: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
     return _LENGTH.pack(len(body)) + body
 
 
