@@ -35,11 +35,15 @@ def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
     from serve.litserve_shell import WorkerConfig, run_server
     from serve.phi_process import start_phi_process
     from serve.scoring import load_scorer
+    from serve.scoring_process import start_scoring_process
     from serve.service import Service
 
-    quality = load_scorer(model.path)
-    if quality[0] is None:
-        print(f"quality  not scored: {quality[1]}", flush=True)
+    shared = SharedState(settings.api_servers)
+    scorer, why_no_scores = load_scorer(model.path)
+    if scorer is None:
+        print(f"quality  not scored: {why_no_scores}", flush=True)
+    else:
+        start_scoring_process(folder, scorer, model.full_name, settings.quality_window, shared)
     config = WorkerConfig(
         folder=folder,
         model_path=model.path,
@@ -57,7 +61,7 @@ def _run(settings: ServeSettings, model: ServedModel, folder: Path) -> None:
     )
     if settings.phi_diagnostic:
         start_phi_process(folder, model.path)
-    run_server(config, Service(settings, model, folder, SharedState(settings.api_servers), quality))
+    run_server(config, Service(settings, model, folder, shared, why_no_scores))
 
 
 def check_port(host: str, port: int) -> None:

@@ -343,6 +343,7 @@ def run_server(config: WorkerConfig, service: Any) -> None:
             raise StartupError(said) from error
     finally:
         server.stopping = True
+        service.shared.start_draining()
         _end_children()
 
 

@@ -127,7 +127,7 @@ TABLE = (
     Row(
         "phiserve_quality_drift_psi",
         "gauge",
-        "Population stability index of the last scores against the reference's; the largest of the HTTP processes.",
+        "Population stability index of the last scores against the reference's.",
         ("gen_ai_request_model",),
         (),
         "livemax",
@@ -139,6 +139,13 @@ def prepare(folder: Path) -> None:
     """Say where metric files go. In the main process, before anything imports prometheus_client."""
     folder.mkdir(mode=0o700)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def forget_process(pid: int) -> None:
+    """It is dead: its gauges no longer count; its counters stay."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Registry:
@@ -226,11 +233,8 @@ class ApiMetrics:
             self._ready.set(count)
 
     def worker_died(self, pid: int) -> None:
-        """Its gauges no longer count; its counters stay."""
         if self._is_first:
-            from prometheus_client.multiprocess import mark_process_dead
-
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            forget_process(pid)
             self._deaths.inc()
 
     def phase(self, name: str, seconds: float) -> None:
@@ -238,7 +242,7 @@ class ApiMetrics:
 
 
 class QualityMetrics:
-    """What a scoring thread counts."""
+    """What the scoring process counts, and the HTTP processes of what never reached it."""
 
     def __init__(self, model: str) -> None:
         m = _registry

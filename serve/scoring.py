@@ -1,27 +1,21 @@
-"""Scores of what is generated, beside the event loop: one thread, a bounded backlog, metrics. No routes, no engine.
+"""How an HTTP process asks the scoring process: a bounded backlog, a budget, an end to waiting. No routes, no engine.
 
-A score holds the interpreter for about a millisecond, so the thread bounds
-what other streams wait, it does not remove it. What nobody asked for has a
-budget of processor time, and what does not fit is shed before any work is done
-for it.
+What nobody asked for has a budget of processor time, and what does not fit is shed before any work is done for it.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from threadpoolctl import threadpool_limits
-
 from serve.errors import ApiError, StartupError
-from serve.quality.drift import DriftWindow
 from serve.quality.reference import FILE_NAME, find_reference
 from serve.quality.score import QualityReport, QualityScorer
 from serve.quality.surprise import TokenSurprise
+from serve.scoring_process import SOCKET_NAME, pack_frame, read_frame
 
 if TYPE_CHECKING:
     from serve.completion import Choice
@@ -29,7 +23,8 @@ if TYPE_CHECKING:
 
 MOST_WAITING = 64
 """Scores. With so many waiting, those that only metrics want are shed and POST /quality/score answers 429."""
-
+LONGEST_SECONDS = 30.0
+"""Wait for a score, with those before it."""
 
 BURST_SECONDS = 10.0
 """Seconds of budget that an idle process saves up."""
@@ -85,37 +80,43 @@ class Budget:
 
 
 class Scoring:
-    """One HTTP process' scorer."""
+    """One HTTP process' way to the scoring process."""
 
     def __init__(
-        self, scorer: QualityScorer, metrics: "QualityMetrics", *, share: float, window: int, budget: Budget
+        self,
+        folder: Path,
+        metrics: "QualityMetrics",
+        *,
+        share: float,
+        budget: Budget,
+        longest_seconds: float = LONGEST_SECONDS,
     ) -> None:
-        """share: of the generations that only metrics want, from 0 to 1, and budget: what they may cost.
-
-        window: scores in the drift figure.
-        """
-        self._scorer = scorer
+        """share: of the generations that only metrics want, from 0 to 1, and budget: what they may cost."""
+        self._path = folder / SOCKET_NAME
         self._budget = budget
         self._metrics = metrics
         self._share = share
+        self._longest_seconds = longest_seconds
         self._due = 0.0
-        self._waiting = 0
-        heads = scorer.reference.heads.items()
-        self._drift = {n: DriftWindow(h.served_scores, window) for n, h in heads if h.served_scores is not None}
-        self._thread = ThreadPoolExecutor(1, "phiserve-score")
-        # A score's products are too small to share, and BLAS' threads would wait for each other on the engine's cores.
-        threadpool_limits(1, user_api="blas")
+        self._numbers = count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._connecting = asyncio.Lock()
+        self._writer: asyncio.StreamWriter | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for task in self._tasks:
+            task.cancel()
+        if self._writer is not None:
+            self._writer.close()
 
     async def report(self, choice: "Choice") -> QualityReport:
-        """The score of a finished choice, counted in metrics. Raises ApiError 500 if it cannot be computed."""
-        return await self._run(lambda: self._generated(choice))
+        """The score of a finished choice, counted in metrics. Raises ApiError if there is none: 500, 503."""
+        return (await self._ask(True, "".join(choice.text), _surprise_of(choice)))[0]
 
     async def running(self, choice: "Choice") -> QualityReport:
-        """The score of what a choice has so far; in no metric. Raises ApiError 500 if it cannot be computed."""
-        return await self._run(lambda: self._score(choice))
+        """The score of what a choice has so far; in no metric. Raises ApiError if there is none: 500, 503."""
+        return (await self._ask(False, "".join(choice.text), _surprise_of(choice)))[0]
 
     def observe(self, choice: "Choice") -> None:
         """Score a finished choice for metrics only; shed and counted if too many wait or the budget is spent."""
@@ -123,14 +124,11 @@ class Scoring:
         if self._due < 1:
             return
         self._due -= 1
-        taken = None if self._waiting >= MOST_WAITING else self._budget.take()
+        taken = None if len(self._waiting) >= MOST_WAITING else self._budget.take()
         if taken is None:
             self._metrics.result("shed")
             return
-        self._count(1)
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, lambda: self._timed(choice))
-        future.add_done_callback(lambda done: self._observed(done, taken))
+        self._keep(self._observe(self._ask(True, "".join(choice.text), _surprise_of(choice)), taken))
 
     async def texts(
         self,
@@ -142,51 +140,79 @@ class Scoring:
 
         surprises, num_tokens: of each text, where known. Raises ApiError 429 if too many wait.
         """
-        if self._waiting >= MOST_WAITING:
-            raise ApiError(429, f"{self._waiting} scores are waiting", remedy="try again later", retry_after=1)
-        score = self._scorer.score
-        given: dict[str, Sequence[Any]] = {"surprise": surprises or (), "num_tokens": num_tokens or ()}
-        rows = [{name: values[i] for name, values in given.items() if values} for i in range(len(texts))]
-        return [await self._run(partial(score, text, **row)) for text, row in zip(texts, rows, strict=True)]
+        if len(self._waiting) >= MOST_WAITING:
+            waiting = len(self._waiting)
+            raise ApiError(429, f"{waiting} scores are waiting", remedy="try again later", retry_after=1)
+        reports = []
+        for i, text in enumerate(texts):
+            given = surprises[i] if surprises else None
+            seen = [list(given.token_ids), list(given.logprobs), list(given.entropies)] if given else None
+            reports.append((await self._ask(False, text, seen, num_tokens[i] if num_tokens else None))[0])
+        return reports
 
-    async def _run(self, work: Callable[[], QualityReport]) -> QualityReport:
-        self._count(1)
+    async def _observe(self, asked: Coroutine[Any, Any, tuple[QualityReport, float]], taken: float) -> None:
+        spent = taken
+        with contextlib.suppress(ApiError):  # counted as failed where it was raised
+            _, spent = await asked
+        self._budget.settle(taken, spent)
+
+    def _ask(
+        self, counted: bool, text: str, surprise: list[list[Any]] | None, num_tokens: int | None = None
+    ) -> Coroutine[Any, Any, tuple[QualityReport, float]]:
+        """The report and the processor seconds it took. Raises ApiError: 500 if it failed, 503 if nobody answered.
+
+        It waits, and counts as waiting, from this call on.
+        """
+        number = next(self._numbers)
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        return self._answer(number, counted, pack_frame([number, counted, text, surprise, num_tokens]))
+
+    async def _answer(self, number: int, counted: bool, question: bytes) -> tuple[QualityReport, float]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except ValueError as error:
-            raise ApiError(500, f"the score failed: {error}") from error
+            async with asyncio.timeout(self._longest_seconds):
+                writer = await self._connect()
+                writer.write(question)
+                await writer.drain()
+                seconds, report, error = await self._waiting[number]
+        except (OSError, TimeoutError) as failure:
+            if counted:
+                self._metrics.result("failed")
+            said = "did not answer in time" if isinstance(failure, TimeoutError) else "has ended"
+            remedy = "try again in a few seconds, or without quality"
+            raise ApiError(503, f"the scoring process {said}", remedy=remedy, retry_after=2) from failure
         finally:
-            self._count(-1)
+            del self._waiting[number]
+        if report is None:
+            raise ApiError(500, f"the score failed: {error}")
+        return QualityReport(**report | {"notes": tuple(report["notes"])}), seconds
 
-    def _observed(self, future: "asyncio.Future[float]", taken: float) -> None:
-        self._count(-1)
-        if not future.cancelled():
-            self._budget.settle(taken, future.result())
+    async def _connect(self) -> asyncio.StreamWriter:
+        async with self._connecting:
+            if self._writer is None:
+                reader, self._writer = await asyncio.open_unix_connection(str(self._path))
+                self._keep(self._listen(reader))
+            return self._writer
 
-    def _count(self, change: int) -> None:
-        self._waiting += change
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Hand each reply to whom it is for, until the process ends; then nobody waits any longer."""
+        with contextlib.suppress(EOFError):
+            while True:
+                number, *reply = await read_frame(reader)
+                waiting = self._waiting.get(number)
+                if waiting is not None and not waiting.done():  # else it was given up
+                    waiting.set_result(reply)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(ConnectionResetError())
 
-    def _timed(self, choice: "Choice") -> float:
-        """Processor seconds that scoring for metrics took. In the scoring thread."""
-        started = time.thread_time()
-        with contextlib.suppress(ValueError):  # counted as failed where it was raised
-            self._generated(choice)
-        return time.thread_time() - started
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _score(self, choice: "Choice") -> QualityReport:
-        surprise = TokenSurprise(choice.token_ids, choice.logprobs, choice.entropies)
-        return self._scorer.score("".join(choice.text), surprise)
 
-    def _generated(self, choice: "Choice") -> QualityReport:
-        """In the scoring thread."""
-        try:
-            report = self._score(choice)
-        except Exception:
-            self._metrics.result("failed")
-            raise
-        self._metrics.scored(report)
-        if report.score is not None and report.head in self._drift:
-            index = self._drift[report.head].add(report.score)
-            if index is not None:
-                self._metrics.drift(index)
-        return report
+def _surprise_of(choice: "Choice") -> list[list[Any]]:
+    return [choice.token_ids, choice.logprobs, choice.entropies]

@@ -25,7 +25,6 @@ from serve.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from serve.completion import Choice
-    from serve.quality.score import QualityScorer
 
 OPEN_PATHS = ("/", "/ui", "/livez", "/readyz")
 
@@ -39,14 +38,14 @@ class Service:
         model: ServedModel,
         folder: Path,
         shared: SharedState,
-        quality: "tuple[QualityScorer | None, str]" = (None, "no reference was given"),
+        why_no_scores: str = "no reference was given",
     ) -> None:
-        """quality: the checkpoint's scorer, or None and why there is none."""
+        """why_no_scores: the sentence if there is no scoring process, else empty."""
         self.settings = settings
         self.model = model
         self.folder = folder
         self.shared = shared
-        self._scorer, self._why_no_scores = quality
+        self._why_no_scores = why_no_scores
         self._scoring: Scoring | None = None
         self.api = -1
         self.pool: WorkerPool
@@ -61,11 +60,10 @@ class Service:
         watch_parent(self.folder)
         self.metrics = ApiMetrics(self.model.full_name, self.model.created, api, timing=self.settings.step_timing)
         self.phi = PhiClient(self.folder)
-        if self._scorer is not None:
-            counted = QualityMetrics(self.model.full_name)
-            share, window = self.settings.quality_sample, self.settings.quality_window
+        if not self._why_no_scores:
             budget = Budget(self.settings.quality_budget)
-            self._scoring = Scoring(self._scorer, counted, share=share, window=window, budget=budget)
+            counted = QualityMetrics(self.model.full_name)
+            self._scoring = Scoring(self.folder, counted, share=self.settings.quality_sample, budget=budget)
         self.pool = WorkerPool(
             self.folder,
             api,

@@ -3,21 +3,28 @@
 import asyncio
 import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from serve.completion import Choice
 from serve.errors import ApiError, StartupError
 from serve.metrics import _registry
 from serve.quality.drift import LEAST, DriftWindow, stability_index
+from serve.quality.score import QualityReport
+from serve.quality.surprise import TokenSurprise
 from serve.routes.quality import parse_score
 from serve.scoring import BURST_SECONDS, FIRST_COST, MOST_WAITING, Budget, Scoring, load_scorer
+from serve.scoring_process import NICENESS, SOCKET_NAME, CountingScorer, answer_all
 from tests.http.server_process import ServerProcess
 
 CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
@@ -159,28 +166,102 @@ def choice(num_tokens: int = 40, logprob: float = -2.0) -> Choice:
     return made
 
 
-def observed(share: float, *choices: Choice, budget: float = 1.0) -> Counted:
-    """All that was counted after these choices came at once."""
+@asynccontextmanager
+async def scoring_of(folder: Path, counted: Any, share: float = 1.0, **named: Any) -> AsyncIterator[Scoring]:
+    """An HTTP process' side and the scoring process' side in one loop."""
     scorer, _ = load_scorer(CHECKPOINT)
     assert scorer is not None
-    counted: Any = Counted()
+    other = CountingScorer(scorer, counted, LEAST)
+    server = await asyncio.start_unix_server(partial(answer_all, other), folder / SOCKET_NAME)
+    scoring = Scoring(folder, counted, share=share, **({"budget": Budget(1.0)} | named))
+    yield scoring
+    scoring.close()
+    server.close()
+    await connections_closed()
+
+
+async def connections_closed() -> None:
+    """Until both ends of every connection have seen its end."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+    await asyncio.sleep(0)
+
+
+def observed(share: float, *choices: Choice, budget: float = 1.0) -> Counted:
+    """All that was counted after these choices came at once."""
+    counted = Counted()
+
+    async def scenario(folder: Path) -> None:
+        async with scoring_of(folder, counted, share, budget=Budget(budget)) as scoring:
+            for one in choices:
+                scoring.observe(one)
+            while scoring._waiting:
+                await asyncio.wait(scoring._waiting.values())
+                await asyncio.sleep(0)
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(scenario(Path(folder)))
+    return counted
+
+
+def test_a_score_by_way_of_the_process_is_the_score(tmp_path: Path) -> None:
+    scorer, _ = load_scorer(CHECKPOINT)
+    assert scorer is not None
+    odd = PROSE + "\ud800 \x00 \u202e"  # a lone surrogate can come in JSON
+    seen = TokenSurprise(list(range(40)), [-2.5] * 40, [2.0] * 40)
+
+    async def scenario() -> list[QualityReport]:
+        async with scoring_of(tmp_path, Counted()) as scoring:
+            return await scoring.texts([PROSE, odd]) + await scoring.texts([odd], [seen]) + await scoring.texts([""])
+
+    assert asyncio.run(scenario()) == [
+        scorer.score(PROSE),
+        scorer.score(odd),
+        scorer.score(odd, seen),
+        scorer.score(""),
+    ]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_score_that_nobody_gives_is_an_error_and_the_next_process_is_asked(tmp_path: Path, ends: bool) -> None:
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 if ends else -1)
+        writer.close()
 
     async def scenario() -> None:
-        scoring = Scoring(scorer, counted, share=share, window=LEAST, budget=Budget(budget))
-        for one in choices:
-            scoring.observe(one)
-        await asyncio.to_thread(scoring._thread.shutdown, wait=True)
+        counted: Any = Counted()
+        path = tmp_path / SOCKET_NAME
+        server = await asyncio.start_unix_server(end, path)
+        scoring = Scoring(tmp_path, counted, share=1.0, budget=Budget(1.0), longest_seconds=10 if ends else 0.1)
+        with pytest.raises(ApiError, match="has ended" if ends else "did not answer") as failure:
+            await scoring.report(choice())
+        assert failure.value.status == 503
+        assert counted.results == ["failed"]
+        assert not scoring._waiting
+        server.close()
+        path.unlink()
+        if ends:
+            async with scoring_of(tmp_path, counted):
+                assert (await scoring.report(choice())).score is not None
+                scoring.close()
+        scoring.close()
+        await connections_closed()
 
     asyncio.run(scenario())
-    return counted  # type: ignore[no-any-return]
 
 
-def test_scoring_starts_no_threads_that_would_take_cores_from_the_engine() -> None:
-    with threadpool_limits(2, user_api="blas"):
-        observed(1.0)
-        blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-    assert blas
-    assert set(blas) == {1}
+def test_a_scoring_process_that_is_killed_is_started_again(scored: ServerProcess) -> None:
+    def scorers() -> list[psutil.Process]:
+        return [process for process in scored.family() if process.nice() == NICENESS]
+
+    (killed,) = scorers()
+    killed.kill()
+    asked: dict[str, Any] = {"prompt": "Once upon a time", "max_new_tokens": 40, "ignore_eos": True, "quality": True}
+    until = time.monotonic() + 20
+    while (done := scored.generate(**asked)).status == 503 and time.monotonic() < until:
+        pass  # the connection of the killed one
+    assert done.json()["choices"][0]["quality"]["score"] is not None
+    (fresh,) = scorers()
+    assert fresh.pid != killed.pid
 
 
 def test_what_nobody_asked_for_is_shed_and_counted_when_too_many_wait() -> None:
