@@ -34,7 +34,16 @@ COLUMNS = 24  # of Grafana's grid
 CELL_INCHES = (0.72, 0.36)
 POINTS = 240  # asked of each query over the time range, at most
 QUERY_SECONDS = 30.0
-PREFIXES = {"s": ((1.0, "s", 1.0), (1e-3, "ms", 1e3), (0.0, "µs", 1e6)), "": ((1e6, "M", 1e-6), (1e4, "k", 1e-3))}
+PREFIXES = {
+    "s": (
+        (3600.0, "hours", 1 / 3600),
+        (60.0, "mins", 1 / 60),
+        (1.0, "s", 1.0),
+        (1e-3, "ms", 1e3),
+        (0.0, "µs", 1e6),
+    ),
+    "": ((1e6, "M", 1e-6), (1e4, "k", 1e-3)),
+}
 SUFFIXES = {"reqps": " req/s", "ops": " /s"}
 
 
