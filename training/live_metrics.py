@@ -13,7 +13,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 from transformers import TrainerCallback
 
 from iit.guards import PHI_UP_PHI_R_DOWN, PHI_UP_RANK_DOWN
@@ -106,7 +105,7 @@ def _keys_of_records() -> dict[str, _Key]:
 _KEYS_OF_RECORDS = _keys_of_records()
 
 
-class RunMetrics(TrainerCallback, Collector):
+class RunMetrics(TrainerCallback):
     """The figures of one run. A figure that was not measured yet, or is not at all, is absent, never 0.
 
     A callback of the Trainer in its thread; collect() is called by scrapes in others.

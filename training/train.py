@@ -84,7 +84,7 @@ def train(config: TrainConfig, registry: CollectorRegistry | None = None) -> int
         # Trainer steps the schedule once before a resumed optimizer has stepped; the saved state sets both right after.
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)`")
         if registry is not None:
-            metrics = RunMetrics(run_dir.name, tokens_per_step(config))
+            metrics = RunMetrics(run_dir.resolve().name, tokens_per_step(config))
             registry.register(metrics)
             trainer.add_callback(metrics)
         saved = last_saved(run_dir) if config.resume else None
