@@ -152,7 +152,7 @@ def test_grafanas_variables_get_grafanas_values(render: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(129600.0, "1.5 days"), (5400.0, "1.5 hours"), (90.0, "1.5 mins"), (1.5, "1.5 s"), (0.015, "15 ms")]
+    ("seconds", "text"), [(129600, "1.5 days"), (5400, "1.5 hours"), (90, "1.5 mins"), (1.5, "1.5 s"), (0.015, "15 ms")]
 )
 def test_seconds_are_written_in_the_unit_that_fits(render: ModuleType, seconds: float, text: str) -> None:
     assert render.shown(seconds, "s") == text

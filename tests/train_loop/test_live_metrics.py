@@ -5,6 +5,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,12 +64,17 @@ def test_a_run_that_is_watched_is_the_run_that_is_not_and_every_metric_has_a_sam
     assert {labels[0] for _, *labels in scrapes[-1]} == {"run"}
 
 
-def test_the_endpoint_is_gone_when_the_run_is_over(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt])
+def test_the_endpoint_is_gone_when_the_run_is_over_in_whatever_way(
+    end: type[BaseException] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = flags(data, tmp_path / "run", max_steps=1, eval_every=1)
-    assert main([*arguments, "--metrics-port", "0"]) == 0
-    (port,) = re.findall(r"^Metrics: http://127\.0\.0\.1:(\d+)/metrics$", capsys.readouterr().out, re.MULTILINE)
+    with suppress(KeyboardInterrupt), serving("127.0.0.1", 0) as registry:
+        (port,) = re.findall(r"^Metrics: http://127\.0\.0\.1:(\d+)/metrics$", capsys.readouterr().out, re.MULTILINE)
+        assert registry is not None
+        registry.register(RunMetrics("r", 100))
+        assert ("warnings_total", "r", "phi_up_while_phi_r_falls") in scrape(f"http://127.0.0.1:{port}/metrics")
+        if end is not None:
+            raise end
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(port)), timeout=5)
 
