@@ -34,7 +34,17 @@ COLUMNS = 24  # of Grafana's grid
 CELL_INCHES = (0.72, 0.36)
 POINTS = 240  # asked of each query over the time range, at most
 QUERY_SECONDS = 30.0
-PREFIXES = {"s": ((1.0, "s", 1.0), (1e-3, "ms", 1e3), (0.0, "µs", 1e6)), "": ((1e6, "M", 1e-6), (1e4, "k", 1e-3))}
+PREFIXES = {
+    "s": (
+        (86400.0, "days", 1 / 86400),
+        (3600.0, "hours", 1 / 3600),
+        (60.0, "mins", 1 / 60),
+        (1.0, "s", 1.0),
+        (1e-3, "ms", 1e3),
+        (0.0, "µs", 1e6),
+    ),
+    "": ((1e6, "M", 1e-6), (1e4, "k", 1e-3)),
+}
 SUFFIXES = {"reqps": " req/s", "ops": " /s"}
 
 
@@ -186,7 +196,7 @@ def draw_heatmap(axes: Axes, panel: dict[str, Any], found: list[Series], source:
 
 def _time_axis(axes: Axes, source: Source) -> None:
     axes.set_xlim(datetime.fromtimestamp(source.start, UTC), datetime.fromtimestamp(source.end, UTC))  # type: ignore[arg-type]
-    axes.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(minticks=3, maxticks=6))
+    axes.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(minticks=3, maxticks=7))
     short = "%H:%M:%S" if source.end - source.start < 300 else "%H:%M"
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter(short, tz=UTC))
     axes.tick_params(labelsize=6)

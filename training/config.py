@@ -141,8 +141,8 @@ def check_same_run(config: TrainConfig, saved: Path) -> None:
             )
 
 
-def parse_flags(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """TrainConfig from the command line, one flag per field. Raises ValueError for values out of range."""
+def flag_parser() -> argparse.ArgumentParser:
+    """The command line of a run: one flag per field of TrainConfig."""
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
         description="Train a small language model with the Phi objective and leave a plain Hugging Face checkpoint.",
@@ -150,7 +150,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> TrainConfig:
         allow_abbrev=False,
     )
     add_flags(parser)
-    return TrainConfig(**vars(parser.parse_args(arguments)))
+    return parser
 
 
 def add_flags(parser: argparse._ActionsContainer, without: Sequence[str] = (), *, only_if_given: bool = False) -> None:

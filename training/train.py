@@ -19,15 +19,18 @@ from typing import Any
 
 import torch
 import transformers
+from prometheus_client import CollectorRegistry
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from model_store.names import validate_name
 from model_store.presets import build_model_config
 from model_store.store import ModelStore, default_root
-from training.config import TrainConfig, check_same_run, parse_flags
+from training.config import TrainConfig, check_same_run, flag_parser
 from training.corpora import Corpus, load_corpus
 from training.dropout import add_dropout
 from training.evaluation import Evaluator, HeldOut
+from training.live_metrics import RunMetrics, serving
+from training.live_metrics import add_flags as add_metrics_flags
 from training.packing import TokenStream, WindowDataset, prepare
 from training.record import plot_curves, read_record
 from training.trainer import PhiTrainer, as_metrics, is_first_process, num_processes
@@ -39,8 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. 0: done; 2: bad input, said in one line; 130: interrupted, resumable."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    parser = flag_parser()
+    add_metrics_flags(parser)
+    options = vars(parser.parse_args(arguments))
+    host, port = options.pop("metrics_host"), options.pop("metrics_port")
     try:
-        return train(parse_flags(arguments))
+        config = TrainConfig(**options)
+        with serving(host, port if is_first_process() else None) as registry:
+            return train(config, registry)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,8 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def train(config: TrainConfig) -> int:
-    """Train as configured and leave the run folder. Returns the exit status; raises ValueError for bad input."""
+def train(config: TrainConfig, registry: CollectorRegistry | None = None) -> int:
+    """Train as configured and leave the run folder. Returns the exit status; raises ValueError for bad input.
+
+    registry: where the run's metrics are to be seen meanwhile.
+    """
     check_names(config)
     run_dir = _run_dir(config)
     corpus = load_corpus(config.dataset)
@@ -71,6 +83,10 @@ def train(config: TrainConfig) -> int:
     with PhiTrainer(model, config, windows, evaluator, run_dir) as trainer, warnings.catch_warnings():
         # Trainer steps the schedule once before a resumed optimizer has stepped; the saved state sets both right after.
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)`")
+        if registry is not None:
+            metrics = RunMetrics(run_dir.resolve().name, tokens_per_step(config))
+            registry.register(metrics)
+            trainer.add_callback(metrics)
         saved = last_saved(run_dir) if config.resume else None
         if saved is not None and saved_step(saved) >= config.max_steps:
             trainer.take_up_finished(saved)

@@ -57,6 +57,22 @@ class ServiceMonitor(Strict):
     spec: ServiceMonitorSpec
 
 
+class PodMonitorSpec(Strict):
+    selector: LabelSelector
+    podMetricsEndpoints: Annotated[list[Endpoint], Field(min_length=1)]
+    jobLabel: str | None = None
+    podTargetLabels: list[str] = []
+    namespaceSelector: dict[str, Any] | None = None
+    sampleLimit: int | None = None
+
+
+class PodMonitor(Strict):
+    apiVersion: Literal["monitoring.coreos.com/v1"]
+    kind: Literal["PodMonitor"]
+    metadata: Metadata
+    spec: PodMonitorSpec
+
+
 class RecordingRule(Strict):
     record: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")]
     expr: str
@@ -226,5 +242,5 @@ class InterceptorRoute(Strict):
 
 
 MODELS: dict[str, type[Strict]] = {
-    model.__name__: model for model in (ServiceMonitor, PrometheusRule, ScaledObject, InterceptorRoute)
+    model.__name__: model for model in (ServiceMonitor, PodMonitor, PrometheusRule, ScaledObject, InterceptorRoute)
 }

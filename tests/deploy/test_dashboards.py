@@ -1,9 +1,11 @@
-"""The Grafana dashboards: what they ask for exists, and a real Prometheus that watches a real server answers it."""
+"""The Grafana dashboards: what they ask for exists, and a real Prometheus that watches a real server or run answers."""
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.parse
@@ -22,11 +24,15 @@ from serve.metrics import TABLE
 from serve.quality.features import DOCUMENT_FEATURES, TEXT_FEATURES
 from serve.quality.surprise import SURPRISE_FEATURES
 from tests.http.server_process import ServerProcess, free_port, wait_until
+from tests.train_loop.runs import flags, write_text
+from training import live_metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "render_dashboard.py"
 SERVING = ROOT / "k8s" / "monitoring" / "dashboards" / "serving.json"
+TRAINING = SERVING.with_name("training.json")
 DASHBOARDS = sorted(SERVING.parent.glob("*.json"))
+CHOSEN = {SERVING: {"datasource", "namespace", "job", "model"}, TRAINING: {"datasource", "namespace", "job", "run"}}
 LABELS = {label for row in TABLE for label in row.labels}
 PARTS = {"histogram": ("_bucket", "_sum", "_count")}
 SERIES = {row.name + part: row.name for row in TABLE for part in PARTS.get(row.kind, ("",))}
@@ -65,6 +71,15 @@ def test_the_serving_dashboard_asks_for_every_metric_of_the_server_and_no_other(
     assert {SERIES[name] for name in asked} == {row.name for row in TABLE}
 
 
+def test_the_training_dashboard_asks_for_every_metric_of_a_run_and_no_other() -> None:
+    assert asked_of(TRAINING) == {row.name for row in live_metrics.TABLE}
+
+
+def test_every_dashboard_comes_with_the_monitoring_of_the_cluster() -> None:
+    (generator,) = yaml.safe_load((SERVING.parents[1] / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert generator["files"] == [f"dashboards/{path.name}" for path in DASHBOARDS]
+
+
 def test_every_feature_of_the_score_is_in_one_panel() -> None:
     patterns = [found for query in queries_of(SERVING) for found in re.findall(r'feature=~"([^"]+)"', query)]
     features = [feature.name for feature in (*TEXT_FEATURES, *DOCUMENT_FEATURES, *SURPRISE_FEATURES)]
@@ -98,10 +113,10 @@ def test_no_two_panels_lie_on_one_another(path: Path) -> None:
 
 
 @each_dashboard
-def test_data_source_and_model_are_variables(path: Path) -> None:
+def test_data_source_and_what_is_watched_are_variables(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     assert dashboard["schemaVersion"] == 39
-    assert {"datasource", "model"} <= {one["name"] for one in dashboard["templating"]["list"]}
+    assert {one["name"] for one in dashboard["templating"]["list"]} == CHOSEN[path]
     for panel in panels_of(path):
         for asking in (panel, *panel["targets"]) if panel["type"] != "row" else ():
             assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -134,6 +149,13 @@ def test_grafanas_variables_get_grafanas_values(render: ModuleType) -> None:
     assert filled == 'rate(a{model=~"m"}[60000ms]) + b[3600000ms]'
     with pytest.raises(render.InputError, match=r"variable \$job has no value"):
         source.filled('a{job="$job"}')
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(129600, "1.5 days"), (5400, "1.5 hours"), (90, "1.5 mins"), (1.5, "1.5 s"), (0.015, "15 ms")]
+)
+def test_seconds_are_written_in_the_unit_that_fits(render: ModuleType, seconds: float, text: str) -> None:
+    assert render.shown(seconds, "s") == text
 
 
 # -- a real Prometheus ------------------------------------------------------------------------------------------------
@@ -178,6 +200,20 @@ def value(address: str, query: str) -> float:
     return float(found[0]["value"][1]) if found else 0.0
 
 
+def drawn(dashboard: Path, address: str, picture: Path, minutes: float, *more: str) -> subprocess.CompletedProcess[str]:
+    asked = ["--prometheus", address, "--output", str(picture), "--minutes", str(minutes), "--scrape-seconds", "1"]
+    return subprocess.run(
+        [sys.executable, SCRIPT, dashboard, *asked, *more], capture_output=True, text=True, check=False
+    )
+
+
+def pictured(dashboard: Path, address: str, picture: Path, minutes: float) -> None:
+    """Every query has data."""
+    done = drawn(dashboard, address, picture, minutes)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_every_query_of_the_serving_dashboard_has_data(tmp_path: Path) -> None:
     server = ServerProcess("tiny_iit", ("--step-timing", "--quality-budget", "1")).start()
@@ -191,18 +227,40 @@ def test_every_query_of_the_serving_dashboard_has_data(tmp_path: Path) -> None:
                 return value(address, "count_over_time(phiserve_quality_drift_psi[1m])") >= 6
 
             wait_until(drift_seen_for_long, "drift in Prometheus")
-            picture = tmp_path / "serving.png"
-            asked = ["--prometheus", address, "--output", str(picture), "--minutes", "0.5", "--scrape-seconds", "1"]
-            done = subprocess.run(
-                [sys.executable, SCRIPT, SERVING, *asked], capture_output=True, text=True, check=False
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            assert picture.read_bytes().startswith(b"\x89PNG")
-            asked[-3:] = ["0.5", "--variable", "model=another"]
-            none = subprocess.run(
-                [sys.executable, SCRIPT, SERVING, *asked], capture_output=True, text=True, check=False
-            )
+            pictured(SERVING, address, tmp_path / "serving.png", 0.5)
+            none = drawn(SERVING, address, tmp_path / "none.png", 0.5, "--variable", "model=another")
             assert none.returncode == 1
             assert "no data: Scores: " in none.stderr
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+def test_every_query_of_the_training_dashboard_has_data(tmp_path: Path) -> None:
+    # More steps than it takes to see enough: the run is stopped as Ctrl-C does, and its endpoint goes with it.
+    port = free_port()
+    text = write_text(tmp_path / "text")
+    arguments = flags(text, tmp_path / "run", max_steps=100_000, eval_every=20, metrics_port=port)
+    with (tmp_path / "run.log").open("wb") as log:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "training.train", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with prometheus(tmp_path, f"127.0.0.1:{port}") as address:
+
+            def steps_seen_for_long() -> bool:
+                assert run.poll() is None, (tmp_path / "run.log").read_text()
+                return value(address, "count_over_time(phiserve_training_tokens_per_second[1m])") >= 6
+
+            wait_until(steps_seen_for_long, "a run in Prometheus", 120)
+            pictured(TRAINING, address, tmp_path / "training.png", 0.5)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(60) == 130
+            wait_until(lambda: value(address, "1 - up") == 1, "the endpoint to be gone")
+    finally:
+        run.kill()
+        run.wait(60)

@@ -95,6 +95,22 @@ def test_ports_lead_from_scraper_proxy_and_policy_to_the_server() -> None:
     }
 
 
+def test_ports_lead_from_scraper_and_policy_to_a_run_of_training() -> None:
+    pod = PODS["training/train/job.yaml:phiserve-train"]
+    (container,) = containers(pod)
+    (port,) = container["ports"]
+    (endpoint,) = one("PodMonitor", "monitoring")["spec"]["podMetricsEndpoints"]
+    (rule,) = one("NetworkPolicy", "training/train")["spec"]["ingress"]
+    assert f"--metrics-port={port['containerPort']}" in container["args"]
+    assert endpoint["port"] == port["name"]
+    assert [allowed["port"] for allowed in rule["ports"]] == [port["name"]]
+    selectors = [
+        one("PodMonitor", "monitoring")["spec"]["selector"]["matchLabels"],
+        one("NetworkPolicy", "training/train")["spec"]["podSelector"]["matchLabels"],
+    ]
+    assert selectors == [pod["metadata"]["labels"]] * 2
+
+
 def test_everything_that_selects_the_server_selects_its_pods() -> None:
     pod = one("Deployment")["spec"]["template"]
     assert pod["metadata"]["labels"] == SERVER_LABELS | {"phiserve-track": "stable"}
@@ -164,7 +180,7 @@ def expressions(node: Any) -> list[str]:
     return [found for value in node for found in expressions(value)] if isinstance(node, list) else []
 
 
-# The dashboard of training asks for what a training run exposes.
+# The dashboard of training asks for what a training run exposes: test_dashboards.py.
 QUERYING = [
     path for name in ("prometheus_rule.yaml", "dashboards/serving.json") for path in K8S.glob(f"monitoring/{name}")
 ]

@@ -80,7 +80,7 @@ def test_custom_resources_have_the_fields_of_their_operators_and_no_other(
     folder: str, rendered: dict[str, list[Object]]
 ) -> None:
     custom = [found for found in rendered[folder] if found["kind"] in MODELS]
-    expected = {"PrometheusRule", "ServiceMonitor"}
+    expected = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
     assert {found["kind"] for found in custom} == (expected if folder != "overlays/keda" else set(MODELS))
     for found in custom:
         MODELS[found["kind"]].model_validate(found)

@@ -131,7 +131,8 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
     small = ("--num-prompts=20", "--new-tokens=40", "--num-bootstrap=100", "--num-threads=1", "--context=128")
 
     steps = ("--max-steps=2", "--eval-every=2", "--eval-tokens=2048", "--batch-size=2", "--block-size=128", "--no-bf16")
-    run(container_of("train", "train"), mounted, *steps)
+    here = ("--metrics-host=127.0.0.1", "--metrics-port=0")
+    assert "Metrics: http://127.0.0.1:" in run(container_of("train", "train"), mounted, *steps, *here)
     run(container_of("publish", "evaluate-candidate"), mounted, *small)
     run(container_of("publish", "evaluate-incumbent"), mounted, *small)
     # Two steps make no model: the gate must say so, and the alias must stay where it is.

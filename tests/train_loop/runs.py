@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+
+from training.config import TrainConfig, flag_parser
 
 _SYLLABLES = (
     "ba",
@@ -63,6 +66,11 @@ def flags(data: Path, output_dir: Path, **changes: object) -> list[str]:
     for name, value in values.items():
         line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return line
+
+
+def config_of(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that a command line stands for."""
+    return TrainConfig(**vars(flag_parser().parse_args(arguments)))
 
 
 def weights(run: Path, step: int) -> dict[str, Any]:

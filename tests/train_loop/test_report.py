@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.train_loop.runs import config_of
 from tests.train_loop.study_lines import arm, line, write
 from training.arm_comparison import compare_arms, with_holm
-from training.config import parse_flags
 from training.report import main
 from training.results import differing, read_results, rerun_command
 from training.statistics import holm
@@ -135,7 +135,7 @@ def test_the_page_needs_no_other_file_and_each_picture_carries_its_provenance(tm
 
 def test_the_printed_command_is_the_run() -> None:
     result = line("x", 3, 2.0, lambda_phi=0.05, bf16=True, dataset="a folder", phi_target=0.5)
-    assert parse_flags(shlex.split(rerun_command(result))[4:]).key() == result["key"]
+    assert config_of(shlex.split(rerun_command(result))[4:]).key() == result["key"]
 
 
 def test_a_contradiction_and_nothing_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

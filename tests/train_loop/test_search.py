@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from tests.train_loop.runs import flags
+from tests.train_loop.runs import config_of, flags
 from training.claims import Claim, GridBoard, SampledBoard, TrialBoard, open_storage, results_of, write_results
-from training.config import TrainConfig, parse_flags
+from training.config import TrainConfig
 from training.record import read_record
 from training.search import main, parse_search_flags
 from training.search_plan import (
@@ -149,7 +149,7 @@ def test_the_key_changes_with_what_is_computed_and_with_nothing_else() -> None:
 def test_only_flags_that_are_given_reach_the_base() -> None:
     options = parse_search_flags(["--study", "s", "--max-steps", "7", "--bf16"])
     assert options.base == {"max_steps": 7, "bf16": True}
-    assert parse_flags([]) == TrainConfig()
+    assert config_of([]) == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_results_are_written_once_each_whoever_writes_them(tmp_path: Path) -> No
 
 
 def _request(data: Path, **changes: Any) -> TrialRequest:
-    config = parse_flags(flags(data, Path("unused"), max_steps=4, eval_every=2, **changes))
+    config = config_of(flags(data, Path("unused"), max_steps=4, eval_every=2, **changes))
     return TrialRequest("arm", config.key(), 1, False, config)
 
 

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from model_store.store import ModelStore
-from tests.train_loop.runs import figures, flags, same, weights
-from training.config import parse_flags
+from tests.train_loop.runs import config_of, figures, flags, same, weights
 from training.corpora import load_corpus
 from training.packing import WindowDataset, prepare
 from training.train import build_model, main
@@ -53,7 +52,7 @@ def test_held_out_bits_per_byte_falls_and_every_evaluation_records_phi_with_its_
 
 def _plain_trainer(arguments: list[str], folder: Path) -> dict[str, Any]:
     """The same data, model, optimizer and schedule under transformers' Trainer, with nothing of ours in the step."""
-    config = parse_flags(arguments)
+    config = config_of(arguments)
     tokenizer, streams = prepare(
         load_corpus(config.dataset), None, config.vocab_size, config.block_size, folder / "tokens"
     )
