@@ -139,6 +139,9 @@ def test_the_example_of_the_docs_runs_on_the_shipped_model_which_refuses_chats(
     try:
         names: dict[str, Any] = {}
         exec(example.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), names)
+        asked = {"model": names["model"], "prompt": "It was", "max_tokens": 64, "extra_body": {"quality": True}}
+        *_, last = names["client"].completions.create(**asked, stream=True)
+        assert 0 <= last.choices[0].quality["score"] <= 1
         with names["client"] as client, pytest.raises(openai.BadRequestError, match="no chat template"):
             client.chat.completions.create(model=names["model"], messages=CHAT)
     finally:
