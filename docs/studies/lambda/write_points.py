@@ -93,9 +93,7 @@ def write_tuned(results: list[Path], folder: Path) -> None:
     for arm, settings in SCREEN.items():
         rates = {rate: fmean(values) for rate, values in figures.get(arm, {}).items()}
         if not set(RATES) <= set(rates) or math.isinf(min(rates.values())):
-            raise ValueError(
-                f"arm={arm!r} in {[str(file) for file in results]}: tuned at {sorted(rates)}, needs {RATES} with a finished run"
-            )
+            raise ValueError(f"arm={arm!r} in {[str(file) for file in results]}: tuned at {sorted(rates)}, needs {RATES} with a finished run")
         best = min(rates.values())
         rate = min((r for r in rates if rates[r] <= best + TIED), key=lambda r: (abs(math.log(r / RATES[1])), rates[r]))
         tuned[arm] = {**settings, "learning_rate": rate}
