@@ -10,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 OUTCOMES = ("ok", "invalid", "full", "unavailable", "cancelled", "error")
 ROUTES: Mapping[str, tuple[str, dict[str, str]]] = {
-    "generate": ("phiserve_requests_total", {}),
+    "generate": ("phiserve_requests_total", {"route": "generate"}),
+    "completions": ("phiserve_requests_total", {"route": "completions"}),
+    "chat": ("phiserve_requests_total", {"route": "chat"}),
     "score": ("phiserve_quality_requests_total", {"endpoint": "score"}),
 }
 """Routes whose requests the server counts: counter, labels beside the outcome."""

@@ -7,6 +7,7 @@
 locust workers are not added up, and a distributed run is refused.
 """
 
+import json
 import sys
 import time
 from argparse import Namespace
@@ -96,19 +97,19 @@ def prepare(environment: Any, runner: Any, **_: object) -> None:
 
 
 def mix_of(options: Namespace, url: str) -> dict[str, int]:
-    """--mix, or the default weights of what this server offers, saying what it does not."""
+    """--mix, or the default weights; and what chat users post, by what the server says of its model."""
     with Connection(url) as connection:
-        connection.send("POST", Chat.path, b"{}")
-        has_chat = connection.status() != 404
-    if options.mix is not None:
-        mix = parse_mix(options.mix, tuple(KINDS))
-        if mix.get("chat") and not has_chat:
-            raise ValueError(f"mix={options.mix!r}: {url} answers {Chat.path} with 404; leave chat out")
-        return mix
-    if not has_chat:
-        Run.notes.append(f"no chat users: {url} answers {Chat.path} with 404")
+        connection.send("GET", "/v1/models", b"")
+        if connection.status() != 200:
+            raise ValueError(f"{url}/v1/models answers {connection.status()}, not 200: is it a Phiserve server?")
+        (model,) = json.loads(connection.body())["data"]
+    Chat.model, Chat.route = model["id"], "chat" if model["chat"] else "completions"
+    if not model["chat"]:
+        Run.notes.append(f"chat users post to /v1/completions: {Chat.model} has no chat template")
         print(f"note: {Run.notes[-1]}", file=sys.stderr)
-    return {kind: int(user.weight) for kind, user in KINDS.items() if has_chat or kind != "chat"}
+    if options.mix is not None:
+        return parse_mix(options.mix, tuple(KINDS))
+    return {kind: int(user.weight) for kind, user in KINDS.items()}
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]

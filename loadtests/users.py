@@ -174,24 +174,25 @@ class Generate(LoadUser):
 
 
 class Chat(LoadUser):
-    """Streams /v1/chat/completions by the OpenAI protocol."""
+    """Streams by the OpenAI protocol: /v1/chat/completions, or /v1/completions for a model without a chat template."""
 
     kind = "chat"
     weight = 2
-    path = "/v1/chat/completions"
+    route: ClassVar[str] = "chat"
+    model: ClassVar[str] = ""  # as the server lists it
 
     @task
     def chat(self) -> None:
         ask = next(self.asks)
-        body = {
-            "model": "default",
-            "messages": [{"role": "user", "content": ask.prompt}],
-            "max_tokens": ask.num_tokens,
-            "seed": ask.seed,
-            "stream": True,
-        }
-        with self.request("whole answer", None) as request:
-            request.send("POST", self.path, json.dumps(body).encode())
+        body = {"model": self.model, "max_tokens": ask.num_tokens, "seed": ask.seed, "stream": True}
+        if self.route == "chat":
+            path = "/v1/chat/completions"
+            body["messages"] = [{"role": "user", "content": ask.prompt}]
+        else:
+            path = "/v1/completions"
+            body["prompt"] = ask.prompt
+        with self.request("whole answer", self.route) as request:
+            request.send("POST", path, json.dumps(body).encode())
             request.expect_ok()
             self.stream(request, read_chunk)
 
@@ -290,6 +291,7 @@ def read_delta(event: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 def read_chunk(event: Mapping[str, Any]) -> tuple[bool, bool]:
-    """The same of a chunk of a chat."""
+    """The same of a chunk of a chat, or of a completion."""
     choice = (event.get("choices") or [{}])[0]
-    return bool((choice.get("delta") or {}).get("content")), choice.get("finish_reason") is not None
+    text = choice.get("text") or (choice.get("delta") or {}).get("content")
+    return bool(text), choice.get("finish_reason") is not None

@@ -77,7 +77,7 @@ class Choice:
 
     def logprobs_from(self, start: int) -> dict[str, Any]:
         """The tokens from number start on, with what the model thought of them (nats, temperature 1)."""
-        shown: dict[str, Any] = {"token_ids": self.token_ids[start:], "token_logprobs": _rounded(self.logprobs[start:])}
+        shown: dict[str, Any] = {"token_ids": self.token_ids[start:], "token_logprobs": rounded(self.logprobs[start:])}
         if self.top_logprobs:
             shown["top_logprobs"] = [
                 [{"token_id": token, "logprob": round(value, 6)} for token, value in row]
@@ -111,6 +111,11 @@ class Completion:
             Choice(index, seed, len(job.prompt_ids), Detokenizer(tokenizer, plan.stop))
             for index, (job, seed) in enumerate(zip(plan.jobs, plan.seeds, strict=True))
         ]
+
+    @property
+    def stream(self) -> bool:
+        """Whether the reader wants events."""
+        return self._plan.stream
 
     @property
     def quality(self) -> bool:
@@ -172,7 +177,7 @@ class Completion:
         else:
             start, choice.num_shown = choice.num_shown, len(choice.token_ids)
             body = {"index": choice.index, "text": text, "logprobs": choice.logprobs_from(start)}
-            delta = f"data: {_dumps(body)}\n\n" if text or start < choice.num_shown else ""
+            delta = f"data: {dumps(body)}\n\n" if text or start < choice.num_shown else ""
         if choice.running_quality is not None:
             delta += _running_event(choice.index, choice.running_quality)
             choice.running_quality = None
@@ -183,11 +188,11 @@ class Completion:
             "text": "",
             "finish_reason": choice.finish_reason,
             "seed": choice.seed,
-            "usage": _usage(choice.num_prompt, len(choice.token_ids)),
+            "usage": usage(choice.num_prompt, len(choice.token_ids)),
             "timing": self._timing([choice]),
         }
-        final |= _diagnostics(choice)
-        return f"{delta}data: {_dumps(final)}\n\n".encode()
+        final |= diagnostics(choice)
+        return f"{delta}data: {dumps(final)}\n\n".encode()
 
     def body(self, model: str, request_id: str) -> bytes:
         """The JSON answer."""
@@ -201,16 +206,16 @@ class Completion:
             }
             if self._plan.logprobs is not None:
                 shown["logprobs"] = choice.logprobs_from(0)
-            choices.append(shown | _diagnostics(choice))
+            choices.append(shown | diagnostics(choice))
         totals = self.totals()
         answer = {
             "id": request_id,
             "model": model,
             "choices": choices,
-            "usage": _usage(totals.num_prompt, totals.num_completion),
+            "usage": usage(totals.num_prompt, totals.num_completion),
             "timing": self._timing(self.choices),
         }
-        return _dumps(answer).encode()
+        return dumps(answer).encode()
 
     def totals(self) -> Totals:
         """Counts and times so far. A prompt that n choices share counts once."""
@@ -247,7 +252,7 @@ def error_event(error: ApiError) -> bytes:
     return b"event: error\ndata: " + error.json_bytes() + b"\n\n"
 
 
-def _diagnostics(choice: Choice) -> dict[str, Any]:
+def diagnostics(choice: Choice) -> dict[str, Any]:
     """What the reader asked to know about the text."""
     shown: dict[str, Any] = {}
     if choice.quality is not None:
@@ -259,7 +264,7 @@ def _diagnostics(choice: Choice) -> dict[str, Any]:
 
 def _running_event(index: int, report: QualityReport) -> str:
     shown = {"score": report.score, "grade": report.grade, "num_tokens": report.num_tokens}
-    return f"data: {_dumps({'index': index, 'text': '', 'quality': shown})}\n\n"
+    return f"data: {dumps({'index': index, 'text': '', 'quality': shown})}\n\n"
 
 
 def failure(message: str) -> ApiError:
@@ -268,7 +273,7 @@ def failure(message: str) -> ApiError:
     return ApiError(500, message)
 
 
-def _usage(num_prompt: int, num_completion: int) -> dict[str, int]:
+def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
@@ -276,9 +281,9 @@ def _usage(num_prompt: int, num_completion: int) -> dict[str, int]:
     }
 
 
-def _rounded(values: list[float]) -> list[float]:
+def rounded(values: list[float]) -> list[float]:
     return [round(value, 6) for value in values]
 
 
-def _dumps(value: Any) -> str:
+def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

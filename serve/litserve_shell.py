@@ -137,6 +137,7 @@ class Face(LitSpec):
     def pre_setup(self, lit_api: litserve.LitAPI) -> None:
         from serve.routes.generate import GenerateRoute
         from serve.routes.health import HealthRoutes
+        from serve.routes.openai import ChatRoute, CompletionsRoute, ModelsRoutes
         from serve.routes.page import PageRoute
         from serve.routes.quality import QualityRoutes
 
@@ -146,7 +147,11 @@ class Face(LitSpec):
         self.add_endpoint("/quality/score", quality.score, ["POST"])
         self.add_endpoint("/quality/diagnose", quality.diagnose, ["POST"])
         self.add_endpoint("/quality/compare", quality.compare, ["POST"])
-        self.add_endpoint("/v1/models", health.models, ["GET"])
+        models = ModelsRoutes(self.service)
+        self.add_endpoint("/v1/models", models.models, ["GET"])
+        self.add_endpoint("/v1/models/{model_id:path}", models.model, ["GET"])
+        self.add_endpoint("/v1/completions", CompletionsRoute(self.service).generate, ["POST"])
+        self.add_endpoint("/v1/chat/completions", ChatRoute(self.service).generate, ["POST"])
         self.add_endpoint("/livez", health.livez, ["GET"])
         self.add_endpoint("/readyz", health.readyz, ["GET"])
         self.add_endpoint("/metrics", health.metrics, ["GET"])
@@ -211,18 +216,23 @@ def build_server(config: WorkerConfig, service: Any) -> Server:
 
 
 def _install_error_shape(app: Any) -> None:
+    from serve.openai_answers import OpenAIError
+    from serve.routes.openai import PREFIX
     from serve.routes.responses import error_response
 
+    def answer(request: Request, error: ApiError) -> Response:
+        return error_response(OpenAIError(error) if request.url.path.startswith(PREFIX) else error)
+
     async def on_api_error(request: Request, error: ApiError) -> Response:
-        return error_response(error)
+        return answer(request, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         remedies = {404: "see /docs for the paths", 405: "see /docs for the methods of this path"}
         said = f"{request.method} {request.url.path}: {error.detail}"
-        return error_response(ApiError(error.status_code, said, remedy=remedies.get(error.status_code)))
+        return answer(request, ApiError(error.status_code, said, remedy=remedies.get(error.status_code)))
 
     async def on_any_error(request: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "internal error; the server's log says more"))
+        return answer(request, ApiError(500, "internal error; the server's log says more"))
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OUTCOMES = ("ok", "invalid", "full", "unavailable", "cancelled", "error")
 OUTCOME_OF_STATUS = {429: "full", 500: "error", 503: "unavailable"}
 """Of an answer that is no success; other statuses are the request's own fault."""
+ROUTES = ("generate", "completions", "chat")
+"""What asks for text: /generate, /v1/completions, /v1/chat/completions."""
 QUALITY_ENDPOINTS = ("score", "diagnose", "compare")
 FINISH_REASONS = ("stop", "length", "deadline", "abort", "error")
 GRADES = ("EXCELLENT", "GOOD", "FAIR", "POOR")
@@ -73,7 +75,7 @@ TABLE = (
         ("gen_ai_request_model", "gen_ai_token_type"),
         TOKENS,
     ),
-    Row("phiserve_requests_total", "counter", "Requests to /generate by outcome.", ("outcome",)),
+    Row("phiserve_requests_total", "counter", "Requests for text by route and outcome.", ("route", "outcome")),
     Row(
         "phiserve_quality_requests_total",
         "counter",
@@ -194,7 +196,8 @@ class ApiMetrics:
         self._duration = m["gen_ai_server_request_duration_seconds"].labels(model)
         self._input = m["gen_ai_client_token_usage"].labels(model, "input")
         self._output = m["gen_ai_client_token_usage"].labels(model, "output")
-        self._outcomes = {outcome: m["phiserve_requests_total"].labels(outcome) for outcome in OUTCOMES}
+        requests = m["phiserve_requests_total"]
+        self._outcomes = {(r, o): requests.labels(r, o) for r in ROUTES for o in OUTCOMES}
         quality = m["phiserve_quality_requests_total"]
         self._quality_outcomes = {(e, o): quality.labels(e, o) for e in QUALITY_ENDPOINTS for o in OUTCOMES}
         self._keys_refused = m["phiserve_keys_refused_total"]
@@ -204,8 +207,8 @@ class ApiMetrics:
         self._deaths = m["phiserve_worker_deaths_total"]
         self._phases = {phase: m["phiserve_step_phase_seconds_total"].labels(phase) for phase in PHASES[-2:]}
 
-    def outcome(self, name: str) -> None:
-        self._outcomes[name].inc()
+    def outcome(self, route: str, name: str) -> None:
+        self._outcomes[route, name].inc()
 
     def quality_outcome(self, endpoint: str, name: str) -> None:
         self._quality_outcomes[endpoint, name].inc()

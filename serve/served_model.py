@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from model_store.catalog import Resolved
     from model_store.store import ModelStore
+    from serve.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ServedModel:
     created: int
     tokenizer: "Tokenizer"
     defaults: SamplingParams
+    chat_template: "ChatTemplate | None" = None
 
     @property
     def full_name(self) -> str:
@@ -45,6 +47,7 @@ def load_served_model(reference: str) -> ServedModel:
     except (ValueError, LookupError, OSError) as error:
         raise StartupError(_one_line(error)) from error
     path = Path(resolved.path)
+    from serve.chat_template import ChatTemplate
     from serve.engine.loader import load_tokenizer
     from serve.engine.model_files import default_sampling_params, read_config
 
@@ -52,9 +55,10 @@ def load_served_model(reference: str) -> ServedModel:
         read_config(path)
         tokenizer = load_tokenizer(path)
         defaults = default_sampling_params(path)
+        chat_template = ChatTemplate.of(path)
     except ValueError as error:
         raise StartupError(_one_line(error)) from error
-    return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults)
+    return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults, chat_template)
 
 
 def _created(store: "ModelStore", resolved: "Resolved") -> int:

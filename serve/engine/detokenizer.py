@@ -72,6 +72,21 @@ def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     return _Vocabulary(tokenizer)
 
 
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """The bytes of one token in the middle of a text; none for an id that is not in the vocabulary."""
+    vocabulary = _vocabulary(tokenizer)
+    if vocabulary.is_byte_level:
+        return vocabulary.bytes_of(token_id)
+    piece = tokenizer.id_to_token(token_id)
+    if piece is None:
+        return b""
+    if vocabulary.kind_of(token_id) == _BYTE:
+        return bytes([int(piece[3:5], 16)])
+    text: str = tokenizer.decode([token_id], skip_special_tokens=False)
+    # A decoder drops the space that a word at the beginning has.
+    return (" " + text if piece.startswith("\u2581") and not text.startswith(" ") else text).encode()
+
+
 class _Pieces(Protocol):
     def push(self, token_ids: Sequence[int]) -> str: ...
     def flush(self) -> str: ...

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,12 +17,17 @@ from serve.schemas import GenerateRequest, Limits, Plan, check_sizes, encode, pa
 from serve.service import Service
 from serve.worker_pool import Generation, ReaderGone
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 # Tokenising a longer prompt would keep the event loop from the other streams.
 LONG_PROMPT_CHARACTERS = 16_384
 
 
 class GenerateRoute:
-    """The endpoint, bound to its service."""
+    """The endpoint, bound to its service; a subclass speaks another protocol on the same path."""
+
+    route = "generate"  # as metrics count it
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -30,23 +36,42 @@ class GenerateRoute:
         """Continue a prompt. The schema says what the body may hold; `stream` chooses between JSON and events."""
         arrived = time.perf_counter()
         try:
-            generation, completion, stream = await self._begin(request, arrived)
+            limits = self._service.limits()
+            body = await read_json_body(request, self._service.settings.max_body_bytes)
+            generation, completion = await self._begin(body, limits, arrived)
         except ApiError as error:
-            self._service.metrics.outcome(OUTCOME_OF_STATUS.get(error.status, "invalid"))
-            return error_response(error)
+            self._service.metrics.outcome(self.route, OUTCOME_OF_STATUS.get(error.status, "invalid"))
+            return error_response(self._presented(error))
         except ClientDisconnect:  # before the whole body came: nobody reads the answer
-            self._service.metrics.outcome("cancelled")
+            self._service.metrics.outcome(self.route, "cancelled")
             return Response()
-        answer = Answer(self._service, generation, completion)
-        if not stream:
+        answer = Answer(self._service, generation, completion, self.route, self._presented)
+        if not completion.stream:
             return await answer.whole(request)
         return await answer.streamed(request)
 
-    async def _begin(self, request: Request, arrived: float) -> tuple[Generation, Completion, bool]:
+    async def _begin(self, body: bytes, limits: Limits, arrived: float) -> tuple[Generation, Completion]:
+        generation, plan = await self._open(parse(body), limits)
+        return generation, Completion(plan, self._service.model.tokenizer, arrived)
+
+    @staticmethod
+    def _presented(error: ApiError) -> ApiError:
+        """The error in the shape that this route's readers expect."""
+        return error
+
+    @property
+    def _tokenizer(self) -> "Tokenizer":
+        """What makes tokens of the prompt."""
+        return self._service.model.tokenizer
+
+    async def _open(
+        self, asked: GenerateRequest, limits: Limits, more: Mapping[str, Any] | None = None
+    ) -> tuple[Generation, Plan]:
+        """Hand the jobs to a worker. more: sampling parameters that GenerateRequest does not have, checked."""
         service = self._service
-        limits = service.limits()
-        asked = parse(await read_json_body(request, service.settings.max_body_bytes))
         plan = await self._plan(asked, limits)
+        for job in plan.jobs:
+            job.params.update(more or {})
         if plan.quality:
             service.scoring()  # refuses before anything is computed
         if plan.phi:
@@ -54,17 +79,16 @@ class GenerateRoute:
         service.check_room(len(plan.jobs))
         window = service.settings.stream_window if plan.stream else 0
         try:
-            generation = service.pool.open(plan.jobs, window)
+            return service.pool.open(plan.jobs, window), plan
         except LookupError as error:
             raise ApiError(503, str(error), remedy="try again in a few seconds", retry_after=2) from error
-        return generation, Completion(plan, service.model.tokenizer, arrived), plan.stream
 
     async def _plan(self, asked: GenerateRequest, limits: Limits) -> Plan:
         service = self._service
         check_sizes(asked, service.settings)
         prompts = prompts_of(asked)
         service.check_room(len(prompts) * asked.n)
-        tokenise = partial(encode, asked, service.model.tokenizer, limits)
+        tokenise = partial(encode, asked, self._tokenizer, limits)
         long = sum(len(prompt) for prompt in prompts) > LONG_PROMPT_CHARACTERS
         encoded = await asyncio.to_thread(tokenise) if long else tokenise()
         return plan(asked, encoded, service.model, limits)
@@ -73,8 +97,17 @@ class GenerateRoute:
 class Answer:
     """One request that a worker computes, until its last byte."""
 
-    def __init__(self, service: Service, generation: Generation, completion: Completion) -> None:
+    def __init__(
+        self,
+        service: Service,
+        generation: Generation,
+        completion: Completion,
+        route: str = GenerateRoute.route,
+        presented: Callable[[ApiError], ApiError] = lambda error: error,
+    ) -> None:
         self._service = service
+        self._route = route
+        self._presented = presented
         self._generation = generation
         self._completion = completion
         self._outcome = ""
@@ -94,7 +127,7 @@ class Answer:
             return Response(status_code=499)
         except ApiError as error:
             self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
-            return error_response(error)
+            return error_response(self._presented(error))
         finally:
             watcher.cancel()
             self._end("error")
@@ -109,7 +142,7 @@ class Answer:
             return Response(status_code=499)
         except ApiError as error:
             self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
-            return error_response(error)
+            return error_response(self._presented(error))
         except BaseException:
             self._end("error")
             raise
@@ -133,7 +166,7 @@ class Answer:
             self._end("cancelled")
         except ApiError as error:
             self._end(OUTCOME_OF_STATUS.get(error.status, "error"))
-            yield error_event(error)
+            yield error_event(self._presented(error))
 
     async def _advance(self) -> list[tuple[Choice, str]]:
         """Everything that came since the last turn, as text; stops what a stop string ended."""
@@ -176,7 +209,7 @@ class Answer:
         if not self._outcome:
             self._outcome = outcome
             self._generation.close()
-            self._service.metrics.outcome(outcome)
+            self._service.metrics.outcome(self._route, outcome)
             self._service.metrics.finished(self._completion.totals())
             if outcome == "ok" and not self._completion.quality:
                 self._service.observe_quality(self._completion.choices)

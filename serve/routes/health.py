@@ -1,7 +1,6 @@
-"""GET /livez, /readyz, /metrics, /v1/models: what machines ask about the server."""
+"""GET /livez, /readyz, /metrics: what machines ask about the server."""
 
 import asyncio
-import json
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,17 +35,3 @@ class HealthRoutes:
         """Prometheus' text format, summed over all processes."""
         body = await asyncio.to_thread(exposition)
         return Response(body, media_type="text/plain; version=0.0.4")
-
-    async def models(self, request: Request) -> Response:
-        """The served model, in the shape of OpenAI's list."""
-        model = self._service.model
-        hellos = self._service.pool.hellos
-        entry = {
-            "id": model.full_name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "phiserve",
-            "quality": self._service.scores_quality,
-            "max_model_len": hellos[0].max_model_len if hellos else None,
-        }
-        return json_response(json.dumps({"object": "list", "data": [entry]}).encode())

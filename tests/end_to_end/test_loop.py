@@ -42,7 +42,7 @@ def test_a_model_is_trained_published_served_streamed_watched_and_stopped(tmp_pa
         assert whole["choices"][0]["text"] == streamed
 
         metrics = server.request("GET", "/metrics").body.decode()
-        assert 'phiserve_requests_total{outcome="ok"} 2.0' in metrics
+        assert 'phiserve_requests_total{outcome="ok",route="generate"} 2.0' in metrics
         assert "gen_ai_server_time_to_first_token_seconds_count" in metrics
         assert server.request("GET", "/v1/models").json()["data"][0]["id"] == "loop@1"
         family = server.family()

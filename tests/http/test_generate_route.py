@@ -34,7 +34,7 @@ def tokens(text: str, end: Any = None) -> TokenDelta:
 
 
 def answer_of(generation: FakeGeneration, *stop: str, choices: int = 1) -> Answer:
-    metrics = SimpleNamespace(timing=False, outcome=lambda name: None, finished=lambda totals: None)
+    metrics = SimpleNamespace(timing=False, outcome=lambda route, name: None, finished=lambda totals: None)
     service: Any = SimpleNamespace(metrics=metrics, observe_quality=lambda choices: None)
     feed: Any = generation
     return Answer(service, feed, completion(*stop, choices=choices))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HTTP = "serve.__main__, serve.launch, serve.litserve_shell, serve.service, serve.routes.generate, serve.routes.page"
+HTTP = "serve.__main__, serve.launch, serve.litserve_shell, serve.service, serve.routes.openai, serve.routes.page"
 
 
 @pytest.mark.parametrize("modules", [HTTP, "serve.worker, serve.metrics, serve.engine.loader"])

@@ -64,9 +64,16 @@ def test_authorize_guards_our_endpoints_and_litserves(server: Server) -> None:
     for path in ("/v1/models", "/health", "/info"):
         answer = client.get(path)
         assert answer.status_code == 401, path
-        assert answer.json()["error"]["type"] == "unauthorized"
+        wanted = "authentication_error" if path.startswith("/v1/") else "unauthorized"
+        assert answer.json()["error"]["type"] == wanted
     assert client.post("/generate", json={}).status_code == 401
     assert client.get("/").status_code == 200
+
+
+def test_an_unknown_path_under_v1_is_answered_in_openais_shape(server: Server) -> None:
+    answer = TestClient(server.app).get("/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
 def test_a_streaming_spec_keeps_litserve_from_compressing(server: Server) -> None:

@@ -11,6 +11,7 @@ BOUNDED_LABELS = {
     "gen_ai_request_model",
     "gen_ai_token_type",
     "endpoint",
+    "route",
     "outcome",
     "finish_reason",
     "phase",

@@ -77,7 +77,7 @@ def test_a_reader_that_hangs_up_frees_its_place(server: ServerProcess) -> None:
     with server.streaming(**LONG):
         assert server.metric("phiserve_choices_in_flight") == 1
     server.wait_for_metric(0, "phiserve_running_choices")
-    assert server.metric("phiserve_requests_total", outcome="cancelled") >= 1
+    assert server.metric("phiserve_requests_total", route="generate", outcome="cancelled") >= 1
 
 
 def test_a_reader_of_json_that_hangs_up_frees_its_place(server: ServerProcess) -> None:
@@ -89,10 +89,10 @@ def test_a_reader_of_json_that_hangs_up_frees_its_place(server: ServerProcess) -
 
 
 def test_a_client_that_leaves_within_its_body_is_counted_and_no_error(server: ServerProcess) -> None:
-    before = server.metric("phiserve_requests_total", outcome="cancelled")
+    before = server.metric("phiserve_requests_total", route="generate", outcome="cancelled")
     with server.connect() as connection:
         server.send(connection, "POST", "/generate", b'{"prompt":', Content_Length="1000")
-    server.wait_for_metric(before + 1, "phiserve_requests_total", outcome="cancelled")
+    server.wait_for_metric(before + 1, "phiserve_requests_total", route="generate", outcome="cancelled")
     assert not [line for line in server.lines if "Traceback" in line]
 
 
@@ -272,7 +272,7 @@ def test_health_docs_and_page_answer(server: ServerProcess) -> None:
 
 def test_metrics_count_requests_tokens_and_times(server: ServerProcess) -> None:
     names = (
-        ("phiserve_requests_total", {"outcome": "ok"}, 1),
+        ("phiserve_requests_total", {"route": "generate", "outcome": "ok"}, 1),
         ("phiserve_choices_total", {"finish_reason": "length"}, 2),
         ("gen_ai_client_token_usage_sum", {"gen_ai_request_model": "tiny@local", "gen_ai_token_type": "input"}, 3),
         ("gen_ai_client_token_usage_sum", {"gen_ai_request_model": "tiny@local", "gen_ai_token_type": "output"}, 20),

@@ -27,12 +27,15 @@ class FakePhiserve:
         self.app = web.Application()
         self.app.router.add_get("/metrics", self.metrics)
         self.app.router.add_post("/generate", self.generate)
+        self.app.router.add_get("/v1/models", self.models)
         self.app.router.add_post("/v1/chat/completions", self.chat)
         self.app.router.add_post("/quality/score", self.score)
 
     async def metrics(self, request: web.Request) -> web.Response:
         lines = [
-            f'phiserve_requests_total{{outcome="{o}"}} {n}' for (r, o), n in self.counts.items() if r == "generate"
+            f'phiserve_requests_total{{route="{r}",outcome="{o}"}} {n}'
+            for (r, o), n in self.counts.items()
+            if r != "score"
         ]
         lines += [
             f'phiserve_quality_requests_total{{endpoint="score",outcome="{o}"}} {n}'
@@ -56,10 +59,13 @@ class FakePhiserve:
         last = {"index": 0, "text": "", "finish_reason": "length", "usage": {"completion_tokens": len(events)}}
         return await stream(request, [*events, *([] if self.breaks_off else [last])])
 
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "fake@1", "chat": True}]})
+
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if not body:
-            return web.json_response({"error": {"message": "no messages"}}, status=422)
+        self.counts["chat", "ok"] += 1
+        assert body["model"] == "fake@1"
         assert body["stream"] is True
         assert body["messages"][0]["role"] == "user"
         chunks = [{"choices": [{"delta": {"role": "assistant"}, "finish_reason": None}]}]

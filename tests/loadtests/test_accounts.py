@@ -11,8 +11,8 @@ from tests.loadtests.fake_phiserve import FakePhiserve, pretending
 
 COUNTS = st.dictionaries(st.sampled_from([(r, o) for r in ROUTES for o in OUTCOMES]), st.integers(0, 50))
 METRICS = """
-phiserve_requests_total{outcome="ok"} 7.0
-phiserve_requests_total{outcome="cancelled"} 2.0
+phiserve_requests_total{route="generate",outcome="ok"} 7.0
+phiserve_requests_total{route="generate",outcome="cancelled"} 2.0
 phiserve_quality_requests_total{endpoint="score",outcome="invalid"} 1.0
 phiserve_quality_requests_total{endpoint="diagnose",outcome="ok"} 5.0
 phiserve_choices_in_flight 0.0
