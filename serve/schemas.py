@@ -12,6 +12,7 @@ from serve.engine.request import MAX_SEED, SamplingParams
 from serve.errors import ApiError, problems_of
 from serve.served_model import ServedModel
 from serve.settings import ServeSettings
+from serve.token_bounds import fewest_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -149,10 +150,22 @@ def prompts_of(request: GenerateRequest) -> Sequence[str | list[int]]:
     return [str(text) for text in prompt]
 
 
+def refuse_too_long(field: str, text: str, tokenizer: "Tokenizer", most: int) -> None:
+    """Raises ApiError 422 for a text that cannot have as few as `most` tokens, without tokenising it."""
+    fewest = fewest_tokens(text, tokenizer)
+    if fewest > most:
+        message = f"has {len(text)} characters, which are at least {fewest} tokens"
+        raise refuse(field, text, message, f"give at most {most} tokens")
+
+
 def encode(request: GenerateRequest, tokenizer: "Tokenizer", limits: Limits) -> list[list[int]]:
     """The prompts as token ids. Raises ApiError 422 for one that is empty, too long or not of this vocabulary."""
+    prompts = prompts_of(request)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            refuse_too_long("prompt", prompt, tokenizer, limits.max_prompt_tokens)
     encoded = []
-    for prompt in prompts_of(request):
+    for prompt in prompts:
         ids = list(tokenizer.encode(prompt).ids) if isinstance(prompt, str) else prompt
         if not ids:
             raise refuse("prompt", prompt, "has no tokens", "give at least one character")

@@ -1,6 +1,5 @@
 """POST /generate: a body becomes jobs for one worker, its deltas become JSON or server-sent events."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -15,9 +14,6 @@ from serve.routes.responses import EventStream, error_response, json_response, r
 from serve.schemas import GenerateRequest, Limits, Plan, check_sizes, encode, parse, plan, prompts_of
 from serve.service import Service
 from serve.worker_pool import Generation, ReaderGone
-
-# Tokenising a longer prompt would keep the event loop from the other streams.
-LONG_PROMPT_CHARACTERS = 16_384
 
 
 class GenerateRoute:
@@ -65,8 +61,7 @@ class GenerateRoute:
         prompts = prompts_of(asked)
         service.check_room(len(prompts) * asked.n)
         tokenise = partial(encode, asked, service.model.tokenizer, limits)
-        long = sum(len(prompt) for prompt in prompts) > LONG_PROMPT_CHARACTERS
-        encoded = await asyncio.to_thread(tokenise) if long else tokenise()
+        encoded = await service.tokenise(tokenise, sum(map(len, prompts)))
         return plan(asked, encoded, service.model, limits)
 
 
