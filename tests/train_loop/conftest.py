@@ -1,6 +1,7 @@
 """Runs happen in a temporary folder, on one thread, which makes them quick and repeatable."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from tests.train_loop.runs import flags, write_text
 from training.train import main
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -19,10 +20,22 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_STORE_ROOT", str(tmp_path / "store"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes half of a tiny run; finished_run, which is made before this, has them drawn."""
+    monkeypatch.setattr("training.train.plot_curves", lambda *unused: None)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with the defaults' dropout and objective."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(flags(data, folder / "run")) == 0
     return folder / "run"

@@ -90,12 +90,13 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("shared", [{}, {"optimizer": "muon", "gradient_accumulation": 2}], ids=["adamw", "muon"])
 def test_a_resumed_run_equals_one_never_stopped(
-    optimizer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: dict[str, Any], data: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = {"optimizer": optimizer, "gradient_accumulation": 2}
-    assert main(flags(data, tmp_path / "whole", **shared)) == 0
+    whole = finished_run if shared == {} else tmp_path / "whole"
+    if shared:
+        assert main(flags(data, whole, **shared)) == 0
     with monkeypatch.context() as patch:
         step = PhiTrainer.training_step
 
@@ -108,8 +109,8 @@ def test_a_resumed_run_equals_one_never_stopped(
         with pytest.raises(_Killed):
             main(flags(data, tmp_path / "cut", **shared))
     assert main(flags(data, tmp_path / "cut", resume=True, **shared)) == 0
-    assert same(weights(tmp_path / "whole", 10), weights(tmp_path / "cut", 10))
-    assert figures(tmp_path / "whole") == figures(tmp_path / "cut")
+    assert same(weights(whole, 10), weights(tmp_path / "cut", 10))
+    assert figures(whole) == figures(tmp_path / "cut")
 
 
 def test_publish_fills_the_manifest(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
