@@ -10,10 +10,12 @@ KINDS = {
     401: "unauthorized",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_value",
     429: "server_full",
+    431: "headers_too_large",
     500: "internal_error",
     503: "unavailable",
 }
@@ -86,7 +88,7 @@ def shown(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         # JSON has neither infinity nor "not a number"
         return value if not isinstance(value, float) or value - value == 0 else str(value)
-    text = value if isinstance(value, str) else repr(value)
+    text = value[: MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str) else repr(value)
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 

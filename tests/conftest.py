@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,11 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare every later collection, and each training run asks for one, the objects that the imports left."""
+    """Spare every later collection, and each training run asks for one, the objects that the imports left.
+
+    One thread: the models here are so small that two wait for each other, and for whatever else runs.
+    """
     gc.collect()
     gc.freeze()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

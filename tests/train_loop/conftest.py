@@ -1,7 +1,5 @@
-"""Runs happen in a temporary folder, on one thread, which makes them quick and repeatable."""
+"""Runs happen in a temporary folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,9 @@ from tests.train_loop.runs import flags, write_text
 from training.train import main
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # a trial before may have set its own
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with the defaults' dropout and objective."""
     folder = tmp_path_factory.mktemp("finished")
-    with one_thread(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(flags(data, folder / "run")) == 0
     return folder / "run"
