@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from serve.channel import Add, Hello
 from serve.engine.request import MAX_SEED, SamplingParams
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # A seed that the server draws must survive a reader whose numbers are doubles.
 SEED_LIMIT = 2**53
 
+# One error for each element would make a large answer, slowly, of a list of nonsense.
+Texts = Annotated[list[str], FailFast()]
+TokenIds = Annotated[list[int], FailFast()]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -28,7 +31,7 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    prompt: str | list[str] | list[int] = Field(description="a text, a list of texts, or one prompt as token ids")
+    prompt: str | Texts | TokenIds = Field(description="a text, a list of texts, or one prompt as token ids")
     max_new_tokens: int | None = Field(None, ge=1, description="tokens to write at most")
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest token")
     top_p: Probability | None = Field(None, description="nucleus: the likeliest tokens that have this mass together")
@@ -40,7 +43,7 @@ class GenerateRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-100, le=100, description="0 for off")
     no_repeat_ngram_size: int | None = Field(None, ge=0, description="0 for off")
     ignore_eos: bool = Field(False, description="go on after the end-of-text token")
-    stop: str | list[str] | None = Field(None, description="texts that end the answer and are not part of it")
+    stop: str | Texts | None = Field(None, description="texts that end the answer and are not part of it")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="choice i of the request draws with seed + i")
     n: int = Field(1, ge=1, description="choices for each prompt")
     logprobs: int | None = Field(None, ge=0, description="report log-probabilities and so many alternatives")

@@ -143,8 +143,8 @@ class Service:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        # every key is compared, so that the time says nothing about which one is near
-        matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        # latin-1 gives the bytes that came; all keys are compared, so that the time says nothing about which is near
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         if not any(matches):
             self.metrics.key_refused()
             remedy = "send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
