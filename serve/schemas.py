@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.channel import Add, Hello
 from serve.engine.request import MAX_SEED, SamplingParams
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SEED_LIMIT = 2**53
 
 # One error for each element would make a large answer, slowly, of a list of nonsense.
-Texts = Annotated[list[str], FailFast()]
-TokenIds = Annotated[list[int], FailFast()]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
