@@ -89,11 +89,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._is_under_way = False
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.pipeline:  # those that were read come first
-            self.flow.pause_reading()
-
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
