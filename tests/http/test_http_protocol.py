@@ -49,7 +49,7 @@ class Site:
             pass
         left, may = asyncio.ensure_future(receive()), asyncio.ensure_future(self.may_answer.wait())
         await asyncio.wait([left, may], return_when=asyncio.FIRST_COMPLETED)
-        if not may.done():
+        if left.done() and left.result()["type"] == "http.disconnect":
             may.cancel()
             self.left.append(scope["path"])
             return
