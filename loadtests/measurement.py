@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from loadtests.client import DIALECTS, Answer, Prompt, Sampling, ServerError, ask
-from loadtests.processes import PeakMemory, cpu_seconds, tree_behind
+from loadtests.processes import PeakMemory, cpu_seconds, root_behind, tree_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -88,14 +88,16 @@ async def measure(server: Server, load: Load, prompts: Sequence[Prompt], first_p
             answers.append(await ask(session, server.url, dialect, prompt, load.sampling))
 
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
-    before = cpu_seconds(tree_behind(server.port))
-    with PeakMemory(server.port) as memory:
+    root = root_behind(server.port)
+    processes = tree_of(root)
+    before = cpu_seconds(processes)
+    with PeakMemory(processes) as memory:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
             try:
                 await asyncio.gather(*(user(session) for _ in range(load.concurrency)))
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise ServerError(f"{server.name} at {server.url}: {error!r}; is it running, and is it well?") from None
-    spent = cpu_seconds(tree_behind(server.port)) - before
+    spent = cpu_seconds(tree_of(root)) - before
     return figures_of(answers, load, memory.megabytes, spent)
 
 

@@ -8,10 +8,11 @@ from typing import Self
 import psutil
 
 
-def tree_behind(port: int) -> list[psutil.Process]:
-    """The process that listens on a loopback port, its oldest relatives by the same command, and all their children.
+def root_behind(port: int) -> psutil.Process:
+    """The process that listens on a loopback port, or its oldest relative by the same command.
 
-    Raises ValueError where nothing listens, or it cannot be seen.
+    Looks at the open files of every process of the machine: tens of milliseconds that are not to fall into a
+    measurement. Raises ValueError where nothing listens, or it cannot be seen.
     """
     pids = {
         c.pid
@@ -23,7 +24,17 @@ def tree_behind(port: int) -> list[psutil.Process]:
     root = psutil.Process(min(pid for pid in pids if pid is not None))
     while (parent := root.parent()) is not None and parent.cmdline() == root.cmdline():
         root = parent
+    return root
+
+
+def tree_of(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all its children as they are now."""
     return [root, *root.children(recursive=True)]
+
+
+def tree_behind(port: int) -> list[psutil.Process]:
+    """The processes of the server at a loopback port. Raises ValueError as root_behind."""
+    return tree_of(root_behind(port))
 
 
 def pss_megabytes(processes: list[psutil.Process]) -> float:
@@ -72,13 +83,13 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 class PeakMemory:
-    """Watches the tree behind a port twice a second while open; `megabytes` is the most that was seen."""
+    """Watches processes twice a second while open; `megabytes` is the most that was seen."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, processes: list[psutil.Process]) -> None:
+        self._processes = processes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.megabytes = pss_megabytes(tree_behind(port))
+        self.megabytes = pss_megabytes(processes)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -91,6 +102,5 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        processes = tree_behind(self._port)
         while not self._stop.wait(0.5):
-            self.megabytes = max(self.megabytes, pss_megabytes(processes))
+            self.megabytes = max(self.megabytes, pss_megabytes(self._processes))

@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from loadtests.client import Prompt, Sampling, ServerError
 from loadtests.measurement import Load, Row, Server, measure
-from loadtests.processes import cpu_seconds, tree_behind
+from loadtests.processes import cpu_seconds, root_behind, tree_of
 from loadtests.results import machine, write_whole
 
 QUIET_LOAD = 0.5
@@ -143,9 +143,10 @@ def wait_until_quiet(allow_load: bool, patience_seconds: float = 300) -> float:
 
 def idle_share(server: Server, seconds: float) -> float:
     """Share of a core that a server uses while nobody asks."""
-    before = cpu_seconds(tree_behind(server.port))
+    root = root_behind(server.port)
+    before = cpu_seconds(tree_of(root))
     time.sleep(seconds)
-    used = cpu_seconds(tree_behind(server.port)) - before
+    used = cpu_seconds(tree_of(root)) - before
     return round(used / seconds, 4) if seconds else 0.0
 
 

@@ -5,6 +5,7 @@ none. No routes, no scores.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from serve.channel import Add
 from serve.completion import Choice, Completion, failure
@@ -12,7 +13,7 @@ from serve.engine.request import SamplingParams
 from serve.errors import ApiError
 from serve.quality.surprise import TokenSurprise
 from serve.routes.responses import watch_hang_up
-from serve.schemas import GenerateRequest, check_sizes, encode, plan, refuse
+from serve.schemas import GenerateRequest, check_sizes, encode, plan, prompts_of, refuse, refuse_too_long
 from serve.service import Service
 from serve.worker_pool import Generation
 
@@ -40,7 +41,10 @@ class EngineCalls:
         service = self._service
         check_sizes(asked, service.settings)
         limits = service.limits()
-        planned = plan(asked, encode(asked, service.model.tokenizer, limits), service.model, limits)
+        encoded = await service.tokenise(
+            partial(encode, asked, service.model.tokenizer, limits), sum(map(len, prompts_of(asked)))
+        )
+        planned = plan(asked, encoded, service.model, limits)
         completion = Completion(planned, service.model.tokenizer, arrived=0.0)
         generation = self._open(planned.jobs)
         watcher = watch_hang_up(self._receive, generation.hang_up)
@@ -64,8 +68,10 @@ class EngineCalls:
         """
         tokenizer, limits = self._service.model.tokenizer, self._service.limits()
         lead = list(tokenizer.encode("\n", add_special_tokens=False).ids) or [0]
-        ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
         most = limits.max_prompt_tokens + 1 - len(lead)
+        refuse_too_long(field, text, tokenizer, most)
+        encode_text = partial(tokenizer.encode, text, add_special_tokens=False)
+        ids = list((await self._service.tokenise(encode_text, len(text))).ids)
         if len(ids) > most:
             raise refuse(field, len(ids), f"has a text of {len(ids)} tokens", f"give at most {most} for the surprise")
         logprobs: list[float] = []

@@ -5,15 +5,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_SHOWN_CHARACTERS = 200
+MAX_SHOWN_INTEGER = 2**64
+MAX_PROBLEMS = 16
 KINDS = {
     400: "bad_request",
     401: "unauthorized",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_value",
     429: "server_full",
+    431: "headers_too_large",
     500: "internal_error",
     503: "unavailable",
 }
@@ -83,27 +87,32 @@ class ApiError(Exception):
 
 def shown(value: Any) -> Any:
     """The value as the error names it: as it came if it is small, else its beginning as text."""
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= MAX_SHOWN_INTEGER):
         # JSON has neither infinity nor "not a number"
         return value if not isinstance(value, float) or value - value == 0 else str(value)
-    text = value if isinstance(value, str) else repr(value)
+    text = value[: MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str) else repr(value)
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
 def problems_of(errors: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> list[dict[str, Any]]:
-    """Pydantic's error list as {field, value, message, remedy}, one for each field (a union reports each branch)."""
+    """Pydantic's error list as {field, value, message, remedy}, one for each field (a union reports each branch).
+
+    No more than MAX_PROBLEMS fields: a body can have many thousands.
+    """
     known = tuple(fields)
     problems: dict[str, dict[str, Any]] = {}
     for error in errors:
         location = [str(part) for part in error["loc"]]
-        field = location[0] if location else "body"
+        field = shown(location[0]) if location else "body"
         if field in problems:
             # the branches of a union: "a string, or a list"
             message = _plain(str(error["msg"]))
             if message not in problems[field]["message"]:
                 problems[field]["message"] += f", or {message}"
             continue
+        if len(problems) == MAX_PROBLEMS:
+            break
         problems[field] = {
             "field": field,
             "value": shown(error.get("input")),

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import ApiError, StartupError
+from serve.http_protocol import BoundedProtocol, ConnectionLimits
 from serve.processes import watch_parent
+from serve.routes.responses import DISCARDED_BODIES
 from serve.worker import Sockets, WorkerLoop, hello_of
 
 STARTUP_POLL_SECONDS = 0.05
@@ -344,6 +347,8 @@ def run_server(config: WorkerConfig, service: Any) -> None:
             access_log=settings.log_level in ("info", "debug"),
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            http=partial(BoundedProtocol, limits=ConnectionLimits(2 * DISCARDED_BODIES * settings.max_body_bytes)),
+            ws="none",
         )
     except (KeyboardInterrupt, RuntimeError) as error:
         said = failure.read_text() if failure.exists() else stopper.failure

@@ -12,6 +12,7 @@ from serve.engine.request import MAX_SEED, SamplingParams
 from serve.errors import ApiError, problems_of
 from serve.served_model import ServedModel
 from serve.settings import ServeSettings
+from serve.token_bounds import fewest_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # A seed that the server draws must survive a reader whose numbers are doubles.
 SEED_LIMIT = 2**53
 
+# One error for each element would make a large answer, slowly, of a list of nonsense.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -27,7 +31,7 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    prompt: str | list[str] | list[int] = Field(description="a text, a list of texts, or one prompt as token ids")
+    prompt: str | Texts | TokenIds = Field(description="a text, a list of texts, or one prompt as token ids")
     max_new_tokens: int | None = Field(None, ge=1, description="tokens to write at most")
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest token")
     top_p: Probability | None = Field(None, description="nucleus: the likeliest tokens that have this mass together")
@@ -39,7 +43,7 @@ class GenerateRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-100, le=100, description="0 for off")
     no_repeat_ngram_size: int | None = Field(None, ge=0, description="0 for off")
     ignore_eos: bool = Field(False, description="go on after the end-of-text token")
-    stop: str | list[str] | None = Field(None, description="texts that end the answer and are not part of it")
+    stop: str | Texts | None = Field(None, description="texts that end the answer and are not part of it")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="choice i of the request draws with seed + i")
     n: int = Field(1, ge=1, description="choices for each prompt")
     logprobs: int | None = Field(None, ge=0, description="report log-probabilities and so many alternatives")
@@ -149,11 +153,28 @@ def prompts_of(request: GenerateRequest) -> Sequence[str | list[int]]:
     return [str(text) for text in prompt]
 
 
-def encode(request: GenerateRequest, tokenizer: "Tokenizer", limits: Limits) -> list[list[int]]:
+def refuse_too_long(field: str, text: str, tokenizer: "Tokenizer", most: int) -> None:
+    """Raises ApiError 422 for a text that cannot have as few as `most` tokens, without tokenising it."""
+    fewest = fewest_tokens(text, tokenizer)
+    if fewest > most:
+        message = f"has {len(text)} characters, which are at least {fewest} tokens"
+        raise refuse(field, text, message, f"give at most {most} tokens")
+
+
+def encode(
+    request: GenerateRequest, tokenizer: "Tokenizer", limits: Limits, *, add_special_tokens: bool = True
+) -> list[list[int]]:
     """The prompts as token ids. Raises ApiError 422 for one that is empty, too long or not of this vocabulary."""
+    prompts = prompts_of(request)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            refuse_too_long("prompt", prompt, tokenizer, limits.max_prompt_tokens)
     encoded = []
-    for prompt in prompts_of(request):
-        ids = list(tokenizer.encode(prompt).ids) if isinstance(prompt, str) else prompt
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            ids = list(tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids)
+        else:
+            ids = prompt
         if not ids:
             raise refuse("prompt", prompt, "has no tokens", "give at least one character")
         if len(ids) > limits.max_prompt_tokens:

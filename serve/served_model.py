@@ -50,12 +50,14 @@ def load_served_model(reference: str) -> ServedModel:
     from serve.chat_template import ChatTemplate
     from serve.engine.loader import load_tokenizer
     from serve.engine.model_files import default_sampling_params, read_config
+    from serve.token_bounds import longest_token
 
     try:
         read_config(path)
         tokenizer = load_tokenizer(path)
         defaults = default_sampling_params(path)
         chat_template = ChatTemplate.of(path)
+        longest_token(tokenizer)  # looks at the whole vocabulary; known here, it is known in each process forked later
     except ValueError as error:
         raise StartupError(_one_line(error)) from error
     return ServedModel(resolved.name, str(resolved.version), path, created, tokenizer, defaults, chat_template)

@@ -7,10 +7,11 @@ import asyncio
 import hmac
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from serve import channel
 from serve.errors import ApiError
@@ -26,6 +27,9 @@ from serve.worker_pool import WorkerPool
 if TYPE_CHECKING:
     from serve.completion import Choice
 
+T = TypeVar("T")
+# Tokenising a longer prompt would keep the event loop from the other streams.
+LONG_PROMPT_CHARACTERS = 16_384
 OPEN_PATHS = ("/", "/ui", "/livez", "/readyz")
 
 
@@ -51,6 +55,8 @@ class Service:
         self.pool: WorkerPool
         self.metrics: ApiMetrics
         self.phi: PhiClient
+        # One thread, for the allocator keeps what tokenising took for each thread that did it.
+        self._tokenising = ThreadPoolExecutor(1, "phiserve-tokenise")
         self._keys = [key.encode() for key in settings.secret_keys()]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -84,6 +90,7 @@ class Service:
             task.cancel()
         if self._scoring is not None:
             self._scoring.close()
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
         self.pool.close()
 
     @property
@@ -98,6 +105,12 @@ class Service:
         if not hellos:
             raise ApiError(503, "no engine is ready", remedy="try again in a few seconds", retry_after=2)
         return Limits.of(self.settings, hellos[0])
+
+    async def tokenise(self, work: Callable[[], T], num_characters: int) -> T:
+        """`work`, beside the event loop where so many characters would keep it from other streams."""
+        if num_characters <= LONG_PROMPT_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
 
     @property
     def scores_quality(self) -> bool:
@@ -128,8 +141,8 @@ class Service:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        # every key is compared, so that the time says nothing about which one is near
-        matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        # latin-1 gives the bytes that came; all keys are compared, so that the time says nothing about which is near
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         if not any(matches):
             self.metrics.key_refused()
             remedy = "send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"

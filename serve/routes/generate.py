@@ -1,10 +1,9 @@
 """POST /generate: a body becomes jobs for one worker, its deltas become JSON or server-sent events."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -17,17 +16,12 @@ from serve.schemas import GenerateRequest, Limits, Plan, check_sizes, encode, pa
 from serve.service import Service
 from serve.worker_pool import Generation, ReaderGone
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-# Tokenising a longer prompt would keep the event loop from the other streams.
-LONG_PROMPT_CHARACTERS = 16_384
-
 
 class GenerateRoute:
     """The endpoint, bound to its service; a subclass speaks another protocol on the same path."""
 
     route = "generate"  # as metrics count it
+    _add_special_tokens = True  # the tokenizer's own, around the prompt
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -59,11 +53,6 @@ class GenerateRoute:
         """The error in the shape that this route's readers expect."""
         return error
 
-    @property
-    def _tokenizer(self) -> "Tokenizer":
-        """What makes tokens of the prompt."""
-        return self._service.model.tokenizer
-
     async def _open(
         self, asked: GenerateRequest, limits: Limits, more: Mapping[str, Any] | None = None
     ) -> tuple[Generation, Plan]:
@@ -88,9 +77,9 @@ class GenerateRoute:
         check_sizes(asked, service.settings)
         prompts = prompts_of(asked)
         service.check_room(len(prompts) * asked.n)
-        tokenise = partial(encode, asked, self._tokenizer, limits)
-        long = sum(len(prompt) for prompt in prompts) > LONG_PROMPT_CHARACTERS
-        encoded = await asyncio.to_thread(tokenise) if long else tokenise()
+        special = self._add_special_tokens
+        tokenise = partial(encode, asked, service.model.tokenizer, limits, add_special_tokens=special)
+        encoded = await service.tokenise(tokenise, sum(map(len, prompts)))
         return plan(asked, encoded, service.model, limits)
 
 

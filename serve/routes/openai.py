@@ -1,7 +1,7 @@
 """GET /v1/models, POST /v1/completions, POST /v1/chat/completions: what OpenAI's clients speak, on /generate's path."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,9 +15,6 @@ from serve.routes.responses import error_response, json_response
 from serve.schemas import Limits
 from serve.service import Service
 from serve.worker_pool import Generation
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
 
 PREFIX = "/v1/"
 
@@ -52,24 +49,11 @@ class ChatRoute(CompletionsRoute):
     """POST /v1/chat/completions: the same, its prompt made by the model's chat template."""
 
     route = "chat"
+    _add_special_tokens = False  # the template wrote those that belong there
     answer = ChatCompletion
 
     def _parse(self, body: bytes, limits: Limits) -> Asked:
         return parse_chat(body, self._service.model, limits)
-
-    @property
-    def _tokenizer(self) -> Any:
-        return _TemplateTokenizer(self._service.model.tokenizer)
-
-
-class _TemplateTokenizer:
-    """Adds no special tokens: the template wrote those that belong there."""
-
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> "Encoding":
-        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 class ModelsRoutes:

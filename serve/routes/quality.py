@@ -18,7 +18,7 @@ from serve.quality.compare import compare
 from serve.quality.diagnose import PROBES, Diagnosis, Findings, diagnose
 from serve.quality.score import QualityReport
 from serve.routes.responses import error_response, json_response, read_json_body
-from serve.schemas import SAMPLING_FIELDS, GenerateRequest, refuse
+from serve.schemas import SAMPLING_FIELDS, GenerateRequest, Texts, refuse
 from serve.service import Service
 from serve.worker_pool import ReaderGone
 
@@ -46,7 +46,7 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    texts: list[str] = Field(description="texts to score")
+    texts: Texts = Field(description="texts to score")
     surprise: bool = Field(False, description="also ask the served model what it thinks of each token")
 
 
@@ -63,7 +63,7 @@ class CompareRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    prompts: list[str] = Field(min_length=1, description="what both sides continue")
+    prompts: Texts = Field(min_length=1, description="what both sides continue")
     a: dict[str, Any] = Field(description="sampling settings of one side, as in /generate; {} for the defaults")
     b: dict[str, Any] = Field(description="sampling settings of the other side")
     n: int = Field(4, ge=1, description="continuations of each prompt and side")

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.http.server_process import ROOT, ServerProcess
 from tests.train_loop.runs import flags, write_text
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_published_served_streamed_watched_and_stopped(tmp_path: Path) -> None:
     store = {"MODEL_STORE_ROOT": str(tmp_path / "store")}
     environment = {**os.environ, **store, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -24,7 +24,7 @@ CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
 PROSE = "The old man walked slowly down to the river, for the morning was cold and he had nowhere else to go. " * 2
 
 
-@pytest.fixture(scope="module", params=["native", "torch"])
+@pytest.fixture(scope="module", params=["native", pytest.param("torch", marks=pytest.mark.slow)])
 def scored(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     process = ServerProcess(CHECKPOINT, ("--runner", request.param, "--dtype", "float32", "--max-queue", "64")).start()
     yield process

@@ -1,14 +1,17 @@
 """What a request may say: defaults, limits, and that nothing but an ApiError comes out of a bad body."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serve.errors import ApiError
+from serve.routes.quality import parse_compare, parse_score
 from serve.schemas import GenerateRequest, Limits, check_sizes, encode, parse, plan
 from serve.served_model import ServedModel, load_served_model
 from serve.settings import ServeSettings
@@ -57,6 +60,33 @@ def test_a_body_that_is_no_object_is_400_or_422(body: bytes) -> None:
         parse(body)
     assert failure.value.status in (400, 422)
     json.loads(failure.value.json_bytes())
+
+
+@pytest.mark.parametrize(
+    ("parser", "body"),
+    [
+        (parse, {f"field_{i}": 1 for i in range(20_000)}),
+        (parse, {"x" * 500_000: 1}),
+        (parse, {"prompt": [1.5] * 100_000}),
+        (parse, {"prompt": [[]] * 100_000}),
+        (parse, {"prompt": "a", "stop": [1] * 100_000}),
+        (parse, {"prompt": "a", "seed": 10**4000}),
+        (lambda body: parse_score(body, 9), {"texts": [1] * 100_000}),
+        (lambda body: parse_compare(body, 9), {"prompts": [1] * 100_000, "a": {}, "b": {}}),
+    ],
+    ids=["fields", "a long name", "numbers", "lists", "stops", "digits", "scores", "comparisons"],
+)
+def test_a_large_body_of_nonsense_makes_a_small_answer(parser: Callable[[bytes], object], body: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as failure:
+        parser(json.dumps(body).encode())
+    assert failure.value.status == 422
+    assert len(failure.value.json_bytes()) < 20_000
+
+
+def test_a_list_of_nonsense_is_one_problem_for_each_kind_of_list() -> None:
+    with pytest.raises(ValidationError) as failure:
+        GenerateRequest.model_validate_json(json.dumps({"prompt": [1.5] * 1000}))
+    assert failure.value.error_count() == 3
 
 
 values = st.recursive(

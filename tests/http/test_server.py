@@ -1,5 +1,6 @@
 """A real server: real processes, a real port, raw sockets. One server for all of these tests, see conftest.py."""
 
+import contextlib
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -249,6 +250,15 @@ def test_a_body_without_a_length_is_limited_too(server: ServerProcess) -> None:
             connection.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
         connection.sendall(b"0\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_a_head_without_end_is_refused(server: ServerProcess) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: t\r\nX-Endless: ")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):
+                connection.sendall(b"a" * (1 << 16))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 431")
 
 
 def test_models_lists_the_served_model(server: ServerProcess) -> None:

@@ -5,12 +5,14 @@ import os
 import signal
 
 import psutil
+import pytest
 
 from tests.http.server_process import ServerProcess, read_answer, wait_until
 
 LONG = {"prompt": "abc", "max_new_tokens": 4000, "ignore_eos": True}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_its_requests_at_once_and_the_server_recovers(server: ServerProcess) -> None:
     worker = server.worker()
     deaths = server.metric("phiserve_worker_deaths_total")

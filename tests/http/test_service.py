@@ -31,10 +31,11 @@ def service(monkeypatch: pytest.MonkeyPatch, keys: str = "", *flags: str) -> Ser
         {"authorization": "bearer  sesame"},
         {"x-api-key": "sesame"},
         {"x-api-key": "two"},
+        {"x-api-key": "schlüssel".encode().decode("latin-1")},  # as headers are read
     ],
 )
 def test_a_key_is_taken_as_bearer_and_as_x_api_key(monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]) -> None:
-    service(monkeypatch, "sesame,two").check_key("/generate", headers)
+    service(monkeypatch, "sesame,two,schlüssel").check_key("/generate", headers)
 
 
 @pytest.mark.parametrize(

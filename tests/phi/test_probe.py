@@ -51,6 +51,7 @@ def gradient_of_query(
     return model.model.layers[1].self_attn.q_proj.weight.grad.clone()
 
 
+@pytest.mark.slow
 def test_captured_heads_keep_their_gradient_under_torch_compile() -> None:
     model = tiny_model("llama")
     with HeadProbe(model) as probe:

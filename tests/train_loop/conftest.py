@@ -1,6 +1,5 @@
-"""Runs happen in a temporary folder, on one thread, which makes them quick and repeatable."""
+"""Runs happen in a temporary folder."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,8 @@ from training.train import main
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # a trial before may have set its own
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +19,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_STORE_ROOT", str(tmp_path / "store"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes half of a tiny run; finished_run, which is made before this, has them drawn."""
+    monkeypatch.setattr("training.train.plot_curves", lambda *unused: None)
 
 
 @pytest.fixture(scope="session")

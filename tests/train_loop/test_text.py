@@ -17,6 +17,7 @@ from training.packing import TokenStream, WindowDataset, prepare
 from training.tokenizer import _line_pieces, encode, train_tokenizer
 
 
+@pytest.mark.slow
 def test_pydoc_is_two_megabytes_in_three_splits_that_share_no_paragraph() -> None:
     corpus = load_corpus("pydoc")
     assert 1_500_000 < sum(len(d) for docs in corpus.documents.values() for d in docs) < 4_000_000

@@ -89,17 +89,21 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+MUON = {"optimizer": "muon", "gradient_accumulation": 2, "max_steps": 4, "eval_every": 2}
+
+
+@pytest.mark.parametrize("shared", [{}, MUON], ids=["adamw", "muon"])
 def test_a_resumed_run_equals_one_never_stopped(
-    optimizer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: dict[str, Any], data: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = {"optimizer": optimizer, "gradient_accumulation": 2}
-    assert main(flags(data, tmp_path / "whole", **shared)) == 0
+    whole, last = (tmp_path / "whole", 4) if shared else (finished_run, 10)
+    if shared:
+        assert main(flags(data, whole, **shared)) == 0
     with monkeypatch.context() as patch:
         step = PhiTrainer.training_step
 
         def dying_step(self: PhiTrainer, *args: Any, **kwargs: Any) -> Any:
-            if self.state.global_step == 7:
+            if self.state.global_step == last - 1:
                 raise _Killed
             return step(self, *args, **kwargs)
 
@@ -107,8 +111,8 @@ def test_a_resumed_run_equals_one_never_stopped(
         with pytest.raises(_Killed):
             main(flags(data, tmp_path / "cut", **shared))
     assert main(flags(data, tmp_path / "cut", resume=True, **shared)) == 0
-    assert same(weights(tmp_path / "whole", 10), weights(tmp_path / "cut", 10))
-    assert figures(tmp_path / "whole") == figures(tmp_path / "cut")
+    assert same(weights(whole, last), weights(tmp_path / "cut", last))
+    assert figures(whole) == figures(tmp_path / "cut")
 
 
 def test_publish_fills_the_manifest(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
