@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 EVALUATION_FILE = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHAPES = {int: "a whole number", float: "a number", str: "text", dict: "an object", list: "a list"}
@@ -57,12 +57,15 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """prompt_scores: the quality score of one continuation per prompt, None where it was too short to score.
+    """generation_config_sha256: of the decoding defaults that prompt_scores were made under; None without that file.
+
+    prompt_scores: the quality score of one continuation per prompt, None where it was too short to score.
 
     report: all else that was measured, for people. sha256: of the file that was read.
     """
 
     weights_sha256: str
+    generation_config_sha256: str | None
     protocol: Protocol
     passages: tuple[Passage, ...]
     prompt_scores: tuple[float | None, ...]
@@ -86,12 +89,15 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _evaluation(content: object, sha256: str) -> Evaluation:
+    if isinstance(content, dict) and "format" in content and _number("format", content["format"]) != FORMAT:
+        raise ValueError(f"format={content['format']} is not known; this program reads format {FORMAT}")
     names = {"format", *(field.name for field in fields(Evaluation))} - {"sha256"}
     top = _object("the file", content, names)
-    if _number("format", top["format"]) != FORMAT:
-        raise ValueError(f"format={top['format']} is not known; this program reads format {FORMAT}")
     evaluation = Evaluation(
         weights_sha256=_sha256("weights_sha256", top["weights_sha256"]),
+        generation_config_sha256=None
+        if top["generation_config_sha256"] is None
+        else _sha256("generation_config_sha256", top["generation_config_sha256"]),
         protocol=_protocol(top["protocol"]),
         passages=tuple(_passage(f"passages[{i}]", item) for i, item in enumerate(_list("passages", top["passages"]))),
         prompt_scores=tuple(

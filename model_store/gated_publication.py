@@ -24,6 +24,11 @@ from model_store.store import ModelStore, Published
 METRICS_FIELD = "gate"
 QUALITY_REFERENCE_FILE = "quality_reference.json"
 _EVALUATE = "python -m training.evaluate"
+_JUDGED = {
+    WEIGHTS_FILE: ("weights_sha256", "weights"),
+    "generation_config.json": ("generation_config_sha256", "decoding defaults"),
+}
+"""Files that an evaluation holds for, the field with their hash, and what they are."""
 
 
 class UnusableEvaluation(ValueError):
@@ -67,7 +72,8 @@ class Judgement:
 def read_candidate(source: Path, name: str | None, alias: str) -> Candidate:
     """A folder and the evaluation beside its weights. name: None takes report["name"] of the evaluation.
 
-    Raises UnusableEvaluation if there is none or it is of other weights; ValueError for a bad or absent name.
+    Raises UnusableEvaluation if there is none or it is of other weights or decoding defaults; ValueError for a bad or
+    absent name.
     """
     validate_alias(alias)
     if not source.is_dir():
@@ -79,7 +85,8 @@ def read_candidate(source: Path, name: str | None, alias: str) -> Candidate:
             "save it again unsharded: model.save_pretrained(FOLDER, max_shard_size='1TB')"
         )
     evaluation = _read(source / EVALUATION_FILE, command)
-    _refuse_stale(evaluation, source / EVALUATION_FILE, hash_file(source / WEIGHTS_FILE).sha256, command)
+    files = {name: hash_file(source / name).sha256 for name in _JUDGED if (source / name).is_file()}
+    _refuse_stale(evaluation, source / EVALUATION_FILE, files, command)
     try:
         refuse_few(evaluation)
     except ValueError as error:
@@ -161,7 +168,9 @@ def publish_judged(
         candidate.name,
         metrics={**(metrics or {}), METRICS_FIELD: record},
         expected_sha256={
-            WEIGHTS_FILE: candidate.evaluation.weights_sha256,
+            **{
+                name: sha256 for name, (field, _) in _JUDGED.items() if (sha256 := getattr(candidate.evaluation, field))
+            },
             EVALUATION_FILE: candidate.evaluation.sha256,
         },
         **fields,
@@ -192,7 +201,7 @@ def _incumbent_evaluation(incumbent: Entry, given: Path | None) -> Evaluation:
     evaluation = _read(path, command)
     if given is None and (EVALUATION_FILE not in files or files[EVALUATION_FILE].sha256 != evaluation.sha256):
         raise UnusableEvaluation(f"{str(path)!r} is not as it was published; see: python -m model_store verify")
-    _refuse_stale(evaluation, path, files[WEIGHTS_FILE].sha256, command)
+    _refuse_stale(evaluation, path, {name: files[name].sha256 for name in _JUDGED if name in files}, command)
     return evaluation
 
 
@@ -205,12 +214,15 @@ def _read(path: Path, command: str) -> Evaluation:
         raise UnusableEvaluation(f"{error}: {command}") from error
 
 
-def _refuse_stale(evaluation: Evaluation, path: Path, weights_sha256: str, command: str) -> None:
-    if evaluation.weights_sha256 != weights_sha256:
-        raise UnusableEvaluation(
-            f"evaluation {str(path)!r} is of other weights: weights_sha256={evaluation.weights_sha256}, "
-            f"those it is used for have {weights_sha256}; make it again: {command}"
-        )
+def _refuse_stale(evaluation: Evaluation, path: Path, sha256: Mapping[str, str], command: str) -> None:
+    """sha256: of those files in _JUDGED that the checkpoint has."""
+    for name, (field, what) in _JUDGED.items():
+        evaluated, found = getattr(evaluation, field), sha256.get(name)
+        if evaluated != found:
+            raise UnusableEvaluation(
+                f"evaluation {str(path)!r} is of other {what}: {field}={evaluated}, "
+                f"{name} beside it has {found}; make it again: {command}"
+            )
 
 
 def _alike_command(candidate: Candidate, incumbent: Entry, evaluation: Evaluation) -> str:

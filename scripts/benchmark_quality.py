@@ -1,6 +1,6 @@
 """What scoring costs: 32 clients of two servers side by side, rounds of three kinds interleaved in changing order.
 
-    python scripts/benchmark_quality.py --model models/tiny_iit/2
+    python scripts/benchmark_quality.py --model models/tiny_iit/3
 
 off      a server that scores nothing (--quality-sample 0)
 metrics  a server that scores for /metrics within its default budget
@@ -125,7 +125,7 @@ def measure(servers: dict[str, Server], rounds: int, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/tiny_iit/2")
+    parser.add_argument("--model", default="models/tiny_iit/3")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of each kind, at least 2")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a round")
     options = parser.parse_args()

@@ -96,15 +96,16 @@ def _prompt(tokenizer: Tokenizer, window: list[int], prompt_tokens: int) -> Prom
 
 
 class Continuer:
-    """A model ready to continue prompts. runner_name: what computes ("native" or "torch"); why is in runner_reason.
+    """A model ready to continue prompts.
 
+    runner_name: what computes ("native" or "torch"). runner_dtype: in what. runner_reason: why it was chosen.
     end_token_ids: the tokens that end a text.
     """
 
     def __init__(self, model_dir: Path | str, runner: str = "auto", num_threads: int | None = None) -> None:
         """ValueError for a folder that cannot be served so (serve.engine.loader)."""
         loaded = load_runner(model_dir, runner, RunnerOptions(max_slots=_MAX_SLOTS, num_threads=num_threads))
-        self.runner_name, self.runner_reason = loaded.name, loaded.reason
+        self.runner_name, self.runner_dtype, self.runner_reason = loaded.name, loaded.runner.dtype, loaded.reason
         self.tokenizer = load_tokenizer(model_dir)
         self._model_dir = model_dir
         self.end_token_ids = loaded.runner.eos_token_ids

@@ -39,7 +39,7 @@ from training.evaluation_sections import (
 from training.passages import split_nats
 
 FILE_NAME = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 _LONGEST_CONTEXT = 512
 _LEAST_PROMPTS = 20  # MAUVE's
 
@@ -204,11 +204,11 @@ class Evaluation:
             "quality_reference_sha256": _sha256(scorer.reference.to_json()),
         }
 
-    def identity(self, runner: str) -> list[object]:
+    def identity(self, runner: Sequence[str]) -> list[object]:
         """Of everything that decides a section, besides its own settings."""
         files = {name: hash_file(self.model_dir / name).sha256 for name in ("config.json", "tokenizer.json")}
         ends = list(read_eos_token_ids(self.model_dir))
-        return [FORMAT, self.weights_sha256, files, ends, self.protocol, self.config.num_bootstrap, runner]
+        return [FORMAT, self.weights_sha256, files, ends, self.protocol, self.config.num_bootstrap, *runner]
 
     def run(self, sections: Sections, continuer: Continuer) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -222,12 +222,14 @@ class Evaluation:
             decodings[name] = sections.get(
                 f"decoding {_shown(setting)}", setting, partial(self._decoding, setting, continuer)
             )
+        decoding = self.model_dir / "generation_config.json"
         passages = [p for name in self.config.splits for p in splits[name].pop("passages")]
         scores = {name: found.pop("scores") for name, found in decodings.items()}
         texts = {name: found.pop("texts") for name, found in decodings.items()}
         return {
             "format": FORMAT,
             "weights_sha256": self.weights_sha256,
+            "generation_config_sha256": hash_file(decoding).sha256 if decoding.is_file() else None,
             "protocol": self.protocol,
             "passages": passages,
             "prompt_scores": scores[OWN],
@@ -235,7 +237,11 @@ class Evaluation:
                 "dataset": self.corpus.fingerprint()["name"],
                 "prompts_of": self.config.splits[-1],
                 "num_bootstrap": self.config.num_bootstrap,
-                "runner": {"name": continuer.runner_name, "reason": continuer.runner_reason},
+                "runner": {
+                    "name": continuer.runner_name,
+                    "dtype": continuer.runner_dtype,
+                    "reason": continuer.runner_reason,
+                },
                 "splits": splits,
                 "phi": phi["layers"],
                 "human": human,
@@ -332,7 +338,7 @@ def _run(arguments: argparse.Namespace) -> int:
     evaluation = Evaluation(resolved, load_corpus(arguments.dataset), scorer, config)
     output = arguments.output or Path("runs") / f"evaluation-{resolved.name}-{resolved.version}"
     continuer = Continuer(model_dir, arguments.runner, arguments.num_threads)
-    sections = Sections(output / "sections", evaluation.identity(continuer.runner_name))
+    sections = Sections(output / "sections", evaluation.identity((continuer.runner_name, continuer.runner_dtype)))
     content = evaluation.run(sections, continuer)
     content["report"] |= {"model": arguments.name or f"{resolved.name}@{resolved.version}", **named}
     data = (json.dumps(content, allow_nan=False) + "\n").encode()

@@ -68,7 +68,8 @@ def _scope(content: Figures) -> str:
     return (
         f"{report['dataset']}: {splits}; context {protocol['context']}, stride {protocol['stride']}; "
         f"{protocol['num_prompts']} prompts of {report['prompts_of']}, {protocol['prompt_tokens']} tokens each, "
-        f"at most {protocol['new_tokens']} written; seed {protocol['seed']}; {report['runner']['name']} runner. "
+        f"at most {protocol['new_tokens']} written; seed {protocol['seed']}; {report['runner']['name']} runner, "
+        f"{report['runner']['dtype']}. "
         f"In brackets: 95 % intervals, {report['num_bootstrap']} bootstrap resamples of passages or prompts."
     )
 

@@ -1,4 +1,4 @@
-"""`python -m serve.quality fit | validate | score | compare | diagnose`. Arguments in, exit code out."""
+"""`python -m serve.quality fit | renew | validate | score | compare | diagnose`. Arguments in, exit code out."""
 
 import argparse
 import json
@@ -21,6 +21,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--num-passages", type=int, default=3000)
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+
+    renew = commands.add_parser("renew", help="renew the yardstick of drift, after decoding defaults changed")
+    renew.add_argument("--checkpoint", type=Path, required=True, help="model folder with its quality_reference.json")
+    renew.add_argument("--held-out", type=Path, nargs="+", required=True, help="human text the checkpoint never saw")
+    renew.add_argument("--seed", type=int, default=0)
+    renew.add_argument("--output", type=Path, required=True, help="the JSON file to write")
 
     check = commands.add_parser("validate", help="measure the validity table")
     check.add_argument("--reference", type=Path, required=True)
@@ -67,6 +73,24 @@ def _fit(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     fit(config).save(arguments.output)
+    print(f"{arguments.output}: {arguments.output.stat().st_size} bytes")
+    return 0
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from serve.quality.corpus import read_corpus
+    from serve.quality.reference import find_reference
+    from serve.quality.yardstick import with_served_scores
+
+    checkpoint, held_out = arguments.checkpoint, [read_corpus(path) for path in arguments.held_out]
+    reference = with_served_scores(find_reference(checkpoint), checkpoint, held_out, seed=arguments.seed)
+    reference.save(arguments.output)
+    for name, head in reference.heads.items():
+        assert head.served_scores is not None
+        print(
+            f"{name:9} served scores: 10 % {head.served_scores[10]:.3f}, median {head.served_scores[50]:.3f}, "
+            f"90 % {head.served_scores[90]:.3f}"
+        )
     print(f"{arguments.output}: {arguments.output.stat().st_size} bytes")
     return 0
 
@@ -164,7 +188,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0, or 2 after one line on standard error for input that cannot be used."""
     parsed = _parser().parse_args(arguments)
-    commands = {"fit": _fit, "validate": _validate, "score": _score, "compare": _compare, "diagnose": _diagnose}
+    commands = {
+        "fit": _fit,
+        "renew": _renew,
+        "validate": _validate,
+        "score": _score,
+        "compare": _compare,
+        "diagnose": _diagnose,
+    }
     try:
         return commands[parsed.command](parsed)
     except (ValueError, OSError) as error:

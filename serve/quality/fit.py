@@ -7,7 +7,7 @@ text better than any other human text, and would set the ranges of human surpris
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.engine.model_files import default_sampling_params
 from serve.engine.request import SamplingParams
 from serve.quality.corpus import Corpus, passages, read_corpus
 from serve.quality.degradations import FITTED, Bank
@@ -38,6 +37,7 @@ from serve.quality.reference import Head, QualityReference, weights_identity
 from serve.quality.restyling import restyle
 from serve.quality.score import measure_text, score_matrix
 from serve.quality.surprise import SURPRISE_FEATURES, surprise_features
+from serve.quality.yardstick import percentiles, with_served_scores
 
 _SET_ASIDE = 5
 """Every fifth document is kept from the lexicon and gives passages instead."""
@@ -92,7 +92,7 @@ def fit(config: FitConfig) -> QualityReference:
     surprise = surprise_range([e.surprise for e in plain if e.surprise is not None])
     reference = QualityReference(lexicon, text, document, surprise, {}, reference.origin)
     reference = _with_heads(reference, examples + samples, seen, config)
-    return _with_served_scores(reference, config, config.checkpoint, fresh, random)
+    return with_served_scores(reference, config.checkpoint, held_out, seed=config.seed)
 
 
 def _set_aside(documents: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -168,39 +168,7 @@ def _head(
     }
     head = Head(features, fitted.intercept, fitted.weights_2F, (), None, summary)
     held = calibrating & np.array([kind == "human" for kind in kinds])
-    return _with_human_scores(head, score_matrix(head, deviations[held]))
-
-
-def _with_human_scores(head: Head, scores: FloatArray, served: FloatArray | None = None) -> Head:
-    return Head(
-        head.features,
-        head.intercept,
-        head.weights_2F,
-        _percentiles(scores) if not head.human_scores else head.human_scores,
-        None if served is None else _percentiles(served),
-        head.fit,
-    )
-
-
-def _percentiles(scores: FloatArray) -> tuple[float, ...]:
-    return tuple(float(x) for x in np.round(np.quantile(scores, np.arange(101) / 100), 6))
-
-
-def _with_served_scores(
-    reference: QualityReference, config: FitConfig, checkpoint: Path, fresh: Sequence[str], random: Random
-) -> QualityReference:
-    """What this checkpoint's generations score today: drift is measured against it, not against human text."""
-    params = default_sampling_params(checkpoint)
-    starts = prompts(fresh, 2 * config.num_samples, random)
-    samples = generations(checkpoint, "served", starts, params, random, lengths=None, seed=config.seed)
-    samples = [e for e in samples if e.surprise is not None and len(e.surprise) >= 32]
-    heads = {}
-    for name, head in reference.heads.items():
-        scores = score_matrix(head, _deviations(reference, samples, name == "surprise"))
-        heads[name] = _with_human_scores(head, scores, scores)
-    return QualityReference(
-        reference.lexicon, reference.text, reference.document, reference.surprise, heads, reference.origin
-    )
+    return replace(head, human_scores=percentiles(score_matrix(head, deviations[held])))
 
 
 def _origin(config: FitConfig, corpora: Sequence[Corpus], held_out: Sequence[Corpus]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
 
     run(container_of("evaluate", "evaluate"), mounted, *small)
     (evaluation,) = (mounted / "work" / "evaluations").glob("*/evaluation.json")
-    assert json.loads(evaluation.read_text())["report"]["model"] == "tiny_iit@2"
+    assert json.loads(evaluation.read_text())["report"]["model"] == "tiny_iit@3"
 
 
 @pytest.fixture

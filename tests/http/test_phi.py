@@ -18,7 +18,7 @@ from serve.phi_client import MOST_WAITING, PhiClient
 from serve.phi_process import HELD_OUT_PROJECTIONS, NUM_DROPPED, SOCKET_NAME, PhiMeter, answer_one
 from tests.http.server_process import ServerProcess, wait_until
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "3"
 ASKED: dict[str, Any] = {"prompt": "Once upon a time", "max_new_tokens": 100, "ignore_eos": True, "seed": 3}
 IDS = [(i * 37) % 4000 for i in range(200)]
 

@@ -27,8 +27,8 @@ from serve.scoring import BURST_SECONDS, FIRST_COST, MOST_WAITING, Budget, Scori
 from serve.scoring_process import NICENESS, SOCKET_NAME, CountingScorer, answer_all
 from tests.http.server_process import ServerProcess
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
-MODEL = "2@local"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "3"
+MODEL = "3@local"
 EVEN = [i / 100 for i in range(101)]
 PROSE = "The old man walked slowly down to the river, for the morning was cold and he had nowhere else to go. " * 3
 

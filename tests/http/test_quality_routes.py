@@ -20,7 +20,7 @@ from serve.routes.quality import QualityRoutes, parse_compare
 from tests.http.server_process import ServerProcess, wait_until
 from tests.http.tiny import write_tiny_model
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "3"
 PROSE = "The old man walked slowly down to the river, for the morning was cold and he had nowhere else to go. " * 2
 
 

@@ -16,7 +16,7 @@ from serve.settings import ServeSettings
 from serve.token_bounds import fewest_tokens, longest_token
 from tests.engine.tokenizers_built_here import KINDS
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "3"
 ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WITHOUT_A_SPACE = [letter for letter in ALPHABET if letter != "Ġ"]

@@ -11,7 +11,7 @@ from serve.quality.__main__ import main
 from serve.quality.compare import compare
 from serve.quality.score import QualityReport
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "2"
+CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny_iit" / "3"
 
 
 def report(score: float | None) -> QualityReport:

@@ -31,8 +31,9 @@ def content(
     rates = bits + common.normal(0, 0.2, NUM_PASSAGES) + own.normal(0, noise_bits, NUM_PASSAGES)
     drawn = score + common.normal(0, 0.04, NUM_PROMPTS) + own.normal(0, noise_score, NUM_PROMPTS)
     return {
-        "format": 1,
+        "format": 2,
         "weights_sha256": weights_sha256,
+        "generation_config_sha256": None,
         "protocol": {
             "splits": [{"name": "valid", "sha256": "b" * 64, "num_bytes": int(num_bytes.sum())}],
             "context": 512,
@@ -62,6 +63,10 @@ def evaluation(folder: Path, **figures: Any) -> Evaluation:
 def evaluated_checkpoint(folder: Path, weights: int, **figures: Any) -> Path:
     """A checkpoint of other weights for every number, with an evaluation that belongs to them."""
     write_checkpoint(folder, seed=weights)
-    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    (folder / "evaluation.json").write_text(json.dumps(content(sha256, **figures)))
+    sha256 = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() if (folder / name).is_file() else None
+        for name in ("model.safetensors", "generation_config.json")
+    ]
+    figures = content(str(sha256[0]), **figures) | {"generation_config_sha256": sha256[1]}
+    (folder / "evaluation.json").write_text(json.dumps(figures))
     return folder

@@ -106,7 +106,7 @@ def test_a_margin_is_finite_and_not_negative(margin: float) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
-        (("format",), 2, "format=2"),
+        (("format",), 3, "format=3"),
         (("weights_sha256",), "A" * 64, "weights_sha256="),
         (("surprise",), 1, "unknown fields: surprise"),
         (("protocol", "seed"), True, "protocol.seed is bool"),

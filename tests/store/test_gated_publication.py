@@ -100,7 +100,11 @@ def test_the_first_model_passes_and_says_so(run, store: ModelStore, tmp_path: Pa
     [
         (None, "does not exist; make it: python -m training.evaluate .*candidate --save"),
         ({"weights_sha256": "e" * 64}, "is of other weights: .*make it again: python -m training.evaluate .* --save"),
-        ({"format": 2}, "format=2 is not known"),
+        (
+            {"generation_config_sha256": "e" * 64},
+            r"is of other decoding defaults: generation_config_sha256=e+, generation_config.json beside it has .*make it again",
+        ),
+        ({"format": 1}, "format=1 is not known"),
         (
             {"stride": 256, "quality_reference_sha256": "f" * 64},
             "differ in protocol.stride, protocol.quality_reference_sha256; .*python -m training.evaluate .*candidate "

@@ -33,7 +33,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(model_dir: Path, text: Path, output: Path, *more: str) -> list[str]:
     line = f"{model_dir} --dataset {text} --num-prompts 20 --prompt-tokens 8 --new-tokens 40 --num-bootstrap 50"
-    reference = ROOT / "models" / "tiny_iit" / "2" / "quality_reference.json"
+    reference = ROOT / "models" / "tiny_iit" / "3" / "quality_reference.json"
     return [*line.split(), *f"--quality-reference {reference} --num-threads 1 --output {output}".split(), *more]
 
 
@@ -102,7 +102,15 @@ def test_uniform_predictions_cost_what_theory_says() -> None:
 
 def check_schema(content: dict[str, Any], weights: bytes) -> None:
     """What the publishing gate reads, strictly."""
-    assert list(content) == ["format", "weights_sha256", "protocol", "passages", "prompt_scores", "report"]
+    assert list(content) == [
+        "format",
+        "weights_sha256",
+        "generation_config_sha256",
+        "protocol",
+        "passages",
+        "prompt_scores",
+        "report",
+    ]
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     protocol = content["protocol"]
     assert set(protocol) == {

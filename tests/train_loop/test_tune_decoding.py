@@ -101,7 +101,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(model_dir: Path, text: Path, *more: str) -> list[str]:
     line = f"{model_dir} --dataset {text} --num-prompts 160 --prompt-tokens 8 --continuation-tokens 40 --num-settings 5"
-    reference = ROOT / "models" / "tiny_iit" / "2" / "quality_reference.json"
+    reference = ROOT / "models" / "tiny_iit" / "3" / "quality_reference.json"
     return [*line.split(), "--quality-reference", str(reference), "--num-bootstrap", "50", "--num-threads", "1", *more]
 
 
