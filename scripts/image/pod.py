@@ -15,6 +15,7 @@ from pathlib import Path
 
 from image.checks import START_SECONDS, Findings, check_answers, check_stream, free_port, require
 from image.client import Client
+from image.reports import kubectl
 from image.tools import Containers, VerificationError
 
 OVERLAY = Path("k8s") / "overlays" / "dev"
@@ -28,8 +29,6 @@ POD_KINDS = ("ConfigMap", "Deployment")
 
 def check_pod(containers: Containers, repository: Path, image: str, findings: Findings) -> None:
     """The pod fetches its model from the store, becomes ready, answers and streams."""
-    if not shutil.which("kubectl"):
-        raise VerificationError("kubectl is not on the PATH: it renders k8s/ (kubectl kustomize); install it")
     containers.podman("tag", image, IMAGE)
     port = free_port()
     by_kind = _rendered(containers, repository, image, port)
@@ -78,7 +77,7 @@ def _rendered(containers: Containers, repository: Path, image: str, port: int) -
         "patches": [{"target": {"kind": "Deployment", "name": "phiserve"}, "patch": json.dumps(changes)}],
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
-    documents = containers.run("kubectl", "kustomize", str(folder)).stdout.split("\n---\n")
+    documents = containers.run(str(kubectl(containers)), "kustomize", str(folder)).stdout.split("\n---\n")
     by_kind = {found[1]: text + "\n" for text in documents if (found := re.search(r"^kind: (\w+)$", text, re.M))}
     missing = {CLAIM_KIND, *POD_KINDS} - by_kind.keys()
     require(not missing, f"{OVERLAY} renders no {sorted(missing)}")
