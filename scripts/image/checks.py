@@ -105,7 +105,9 @@ def check_image(containers: Containers, image: str, max_megabytes: int, findings
     user = str(config.get("User", "")).partition(":")[0]
     require(user.isdigit() and int(user) > 0, f"the image's user is {user!r}; Kubernetes needs a number other than 0")
     require(config["Entrypoint"][0] != "/bin/sh", "the entry point is a shell: it would not pass SIGTERM on")
-    health = (known.get("Healthcheck") or config.get("Healthcheck") or {}).get("Test", ["NONE"])
+    checks = known.get("Healthcheck") or {}
+    assert isinstance(checks, dict)
+    health = checks.get("Test", ["NONE"])
     require(health[0] == "CMD", f"the health check is {health[:2]}, which is none or needs a shell")
     labels = known.get("Labels") or {}
     assert isinstance(labels, dict)
