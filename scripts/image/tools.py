@@ -19,6 +19,7 @@ PROGRAMS = {
     "conmon": "conmon",
     "debootstrap": "debootstrap",
     "catatonit": "catatonit",
+    "git": "git",
 }
 
 
