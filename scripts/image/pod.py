@@ -43,8 +43,9 @@ def check_pod(containers: Containers, repository: Path, image: str, findings: Fi
         client, server = Client(port), _container(containers, "server")
         try:
             client.wait_ready(START_SECONDS)
-            check_answers(client, findings)
-            check_stream(client, findings)
+            inside = Findings()
+            check_answers(client, inside)
+            check_stream(client, inside)
         except VerificationError as error:
             raise VerificationError(f"{error}\n{_log(containers, 'server')}") from error
         probe = containers.run("podman", "healthcheck", "run", server, check=False)
@@ -55,7 +56,8 @@ def check_pod(containers: Containers, repository: Path, image: str, findings: Fi
         require(bool(host["ReadonlyRootfs"]), "the pod's root file system can be written")
         require(host["Memory"] > 0, "the pod has no memory limit")
         require(not state["EffectiveCaps"], f"the pod's server keeps capabilities: {state['EffectiveCaps']}")
-        findings.keep("pod", f"of {OVERLAY}, ready and streaming; memory limit {host['Memory'] >> 20} MiB")
+        stream = inside.values["a stream"]
+        findings.keep("pod", f"of {OVERLAY}, ready; a stream of {stream}; memory limit {host['Memory'] >> 20} MiB")
 
 
 def _rendered(containers: Containers, repository: Path, image: str, port: int) -> dict[str, str]:
