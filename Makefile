@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny_iit
 PORT ?= 8000
 
-.PHONY: help serve test check slow loadtest clean
+.PHONY: help serve test check slow loadtest image clean
 
 help:
 	@echo "make serve   serve the shipped checkpoint on http://127.0.0.1:$(PORT) (MODEL=name-or-folder PORT=n)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   format, lint, types, import direction, fast tests"
 	@echo "make slow    the tests that take long"
 	@echo "make loadtest  60 s of load on a server of its own; LOADTEST_FLAGS='--shape spike --users 16'"
+	@echo "make image   build both images and run them confined (Debian, root)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 serve"; exit 1; }
@@ -51,6 +52,10 @@ slow: $(VENV)/slow.stamp $(VENV)/native.stamp
 
 loadtest: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(BIN)/python -m loadtests.run $(LOADTEST_FLAGS)
+
+# Debian with root: builds and runs the images; packages and times in docs/image.md.
+image:
+	python3 scripts/verify-image --record docs/benchmarks/verify_image.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

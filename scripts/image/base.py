@@ -29,7 +29,7 @@ def provide_base(containers: Containers, mirror: str) -> str:
             _import_stand_in(containers, mirror)
     labels = containers.inspect("image", BASE).get("Labels") or {}
     assert isinstance(labels, dict)
-    return "a stand-in: " + labels[STAND_IN_LABEL] if STAND_IN_LABEL in labels else f"{BASE} as pulled"
+    return "a stand-in: " + labels[STAND_IN_LABEL].strip("'") if STAND_IN_LABEL in labels else f"{BASE} as pulled"
 
 
 def _import_stand_in(containers: Containers, mirror: str) -> None:

@@ -17,7 +17,7 @@ def build_image(containers: Containers, repository: Path, target: str, tag: str)
     config.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
     command = ["buildah", "build", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never"]
     command += ["--file", str(repository / "Dockerfile")]
-    command += ["--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", f"REVISION={_revision(repository)}"]
+    command += ["--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", f"REVISION={revision(repository)}"]
     command += ["--secret", f"id=pip_config,src={config}"]
     if {"index-url", "extra-index-url", "find-links"} & settings.keys():
         # This machine has a place of its own for packages; torch comes from there, too.
@@ -58,7 +58,8 @@ def _local_paths(settings: dict[str, str]) -> list[Path]:
     return sorted(found)
 
 
-def _revision(repository: Path) -> str:
+def revision(repository: Path) -> str:
+    """The commit, with -dirty where the working tree differs from it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"],
         cwd=repository, capture_output=True, text=True, check=False,

