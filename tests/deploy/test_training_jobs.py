@@ -127,7 +127,7 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
     write_text(mounted / "text")
     store = ModelStore(mounted / "store")
     store.copy_from(ModelStore(SHIPPED), "tiny_iit")
-    store.set_alias("tiny_iit", "production", "2")
+    store.set_alias("tiny_iit", "production", "3")
     small = ("--num-prompts=20", "--new-tokens=40", "--num-bootstrap=100", "--num-threads=1", "--context=128")
 
     steps = ("--max-steps=2", "--eval-every=2", "--eval-tokens=2048", "--batch-size=2", "--block-size=128", "--no-bf16")
@@ -138,7 +138,7 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
     # Two steps make no model: the gate must say so, and the alias must stay where it is.
     said = run(container_of("publish", "publish"), mounted, status=1)
     assert "REFUSED" in said
-    assert store.resolve("tiny_iit@production").version == "2"
+    assert store.resolve("tiny_iit@production").version == "3"
 
     run(container_of("evaluate", "evaluate"), mounted, *small)
     (evaluation,) = (mounted / "work" / "evaluations").glob("*/evaluation.json")
