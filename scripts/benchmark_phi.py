@@ -1,7 +1,7 @@
 """Time and memory of the Phi objective, as training applies it, against a training step of tiny_iit.
 
-Run: python scripts/benchmark_phi.py [--steps 20] [--length 256] [--bf16] [--compile]. A plain step and one with the
-objective take turns, so that load hits both. Prints medians, the share in per cent, and the peak memory it adds.
+Run: python scripts/benchmark_phi.py [--steps 60] [--length 256] [--bf16] [--compile]. A plain step and one with the
+objective take turns, so that load hits both. Prints medians, the share in per cent with a bootstrap interval, and the peak memory it adds.
 """
 
 import argparse
@@ -10,7 +10,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy import stats
 from transformers import LlamaForCausalLM
 
 from model_store.presets import build_model_config
@@ -22,7 +24,7 @@ BATCH, VOCAB = 16, 8192
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
     parser.add_argument("--bf16", action="store_true", help="autocast the model to bf16")
     parser.add_argument("--compile", action="store_true", help="torch.compile both models")
@@ -42,13 +44,19 @@ def main() -> None:
         pairs = [(timed(plain), timed(judged)) for _ in range(options.steps)]
     step, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
     own = statistics.median(own_seconds)
-    gap = statistics.median(b - a for a, b in pairs)
+    gaps = [b - a for a, b in pairs]
+    gap = statistics.median(gaps)
+    interval = stats.bootstrap((gaps,), np.median, random_state=0).confidence_interval
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.steps} steps of {BATCH} x "
         f"{options.length}, bf16 {options.bf16}, compile {options.compile}"
     )
     print(f"plain step {step * 1e3:.1f} ms; with the objective {whole * 1e3:.1f} ms")
-    print(f"share by paired difference {100 * gap / step:.2f} %; in the objective's own code {100 * own / step:.2f} %")
+    low, high = (100 * end / step for end in interval)
+    print(
+        f"share by paired difference {100 * gap / step:.2f} % (95 % interval {low:.2f} to {high:.2f}); "
+        f"in the objective's own code {100 * own / step:.2f} %"
+    )
     print(f"peak memory beyond a second copy of the model and its optimizer: {memory:.0f} MiB at most")
 
 
