@@ -1,7 +1,8 @@
 """Time and memory of the Phi objective, as training applies it, against a training step of tiny_iit.
 
 Run: python scripts/benchmark_phi.py [--steps 60] [--length 256] [--bf16] [--compile]. A plain step and one with the
-objective take turns, so that load hits both. Prints medians, the share in per cent with a bootstrap interval, and the peak memory it adds.
+objective take turns, so that load hits both. Prints medians, the share in per cent with a bootstrap interval, and the
+peak memory it adds.
 """
 
 import argparse
