@@ -1,9 +1,10 @@
 """The process that scores: texts and the engine's numbers in, reports out; counts them for metrics. No HTTP, no engine.
 
 A score is half a millisecond of Python, or three times that beside a busy engine. In an HTTP process it would hold the
-interpreter, and every stream with it. One process serves all HTTP processes, over a socket in the server's private folder: a connection
-each, frames of msgpack behind their length. It is forked from the main process, so it shares the reference's memory
-with it, and forked again if it dies; what it was computing then fails and what comes meanwhile waits in the socket.
+interpreter, and every stream with it. One process serves all HTTP processes, over a socket in the server's private
+folder: a connection each, frames of msgpack behind their length. It is forked from the main process, so it shares the
+reference's memory with it, and forked again if it dies; what it was computing then fails and what comes meanwhile waits
+in the socket.
 """
 
 import asyncio
