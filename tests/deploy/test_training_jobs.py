@@ -40,7 +40,7 @@ def start(container: Object, mounted: Path, *smaller: str, secrets: Mapping[str,
     def here(text: str, env: dict[str, str]) -> str:
         for name, value in env.items():
             text = text.replace(f"$({name})", value)
-        for volume in ("/text", "/work", "/store"):
+        for volume in ("/text", "/artifacts", "/store"):
             text = text.replace(volume, str(mounted) + volume)
         return text
 
@@ -50,7 +50,7 @@ def start(container: Object, mounted: Path, *smaller: str, secrets: Mapping[str,
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return Popen(
         [*command, *smaller],
-        cwd=mounted / "work",
+        cwd=mounted / "artifacts",
         env={**os.environ, **env, "PYTHONPATH": str(ROOT), "PATH": path},
         stdout=PIPE,
         stderr=STDOUT,
@@ -71,7 +71,7 @@ def run(container: Object, mounted: Path, *smaller: str, status: int = 0) -> str
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Path:
-    for volume in ("text", "work", "store"):
+    for volume in ("text", "artifacts", "store"):
         (tmp_path / volume).mkdir()
     return tmp_path
 
@@ -141,7 +141,7 @@ def test_a_model_is_trained_evaluated_and_held_against_the_one_in_production(mou
     assert store.resolve("tiny_iit@production").version == "3"
 
     run(container_of("evaluate", "evaluate"), mounted, *small)
-    (evaluation,) = (mounted / "work" / "evaluations").glob("*/evaluation.json")
+    (evaluation,) = (mounted / "artifacts" / "evaluations").glob("*/evaluation.json")
     assert json.loads(evaluation.read_text())["report"]["model"] == "tiny_iit@3"
 
 
