@@ -87,7 +87,7 @@ def train(mounted: Path) -> tuple[Object, Path]:
     return {
         **container,
         "command": [*container["command"][:2], script, container["command"][3]],
-    }, mounted / "work/candidate"
+    }, mounted / "artifacts/candidate"
 
 
 def test_a_training_pod_that_replaces_another_goes_on_from_the_last_saved_step(
@@ -207,7 +207,7 @@ def test_pods_of_a_search_share_its_trials_over_postgresql(mounted: Path, postgr
     pods = [start(container, mounted, *small, secrets={"STORAGE_URL": postgresql}) for _ in range(2)]
     for pod in pods:
         finish(pod)
-    results = [json.loads(line) for line in (mounted / "work/lambda/results.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (mounted / "artifacts/lambda/results.jsonl").read_text().splitlines()]
     assert [result["status"] for result in results] == ["finished", "finished"]
     assert sorted(result["config"]["lambda_phi"] for result in results) == [0, 0.01]
-    assert len(list((mounted / "work/lambda/trials").iterdir())) == 2
+    assert len(list((mounted / "artifacts/lambda/trials").iterdir())) == 2
