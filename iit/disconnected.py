@@ -7,12 +7,18 @@ fit: by the envelope theorem the caller differentiates the expression with B hel
 Shape suffixes: C cuts, n channels, h remembered rounds, p = n * n.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from iit.gaussian import logdet, split_joint
+from iit.gaussian import split_joint
 
 ANDERSON_DEPTH = 6
+Array = NDArray[np.float64]
+TensorOrArray = TypeVar("TensorOrArray", Tensor, Array)
 
 
 def block_masks(labels_Cn: Tensor) -> Tensor:
@@ -20,17 +26,16 @@ def block_masks(labels_Cn: Tensor) -> Tensor:
     return (labels_Cn[:, :, None] == labels_Cn[:, None, :]).double()
 
 
-def residual_covariance(joint_MM: Tensor, b_Cnn: Tensor) -> Tensor:
+def residual_covariance(joint_MM: TensorOrArray, b_Cnn: TensorOrArray) -> TensorOrArray:
     """Covariance of y - B x for each B: (C, n, n). Equals S + (A-B) S_x (A-B)^T, without forming A."""
     s_x, s_y, s_yx = split_joint(joint_MM)
     cross_Cnn = b_Cnn @ s_yx.mT
-    residual_Cnn: Tensor = s_y - cross_Cnn - cross_Cnn.mT + b_Cnn @ s_x @ b_Cnn.mT
+    residual_Cnn: TensorOrArray = s_y - cross_Cnn - cross_Cnn.mT + b_Cnn @ s_x @ b_Cnn.mT
     return residual_Cnn
 
 
-@torch.no_grad()
 def fit_disconnected(joint_MM: Tensor, masks_Cnn: Tensor, *, tolerance: float, max_rounds: int) -> Tensor:
-    """Fit B for every mask: (C, n, n), zero outside its blocks.
+    """Fit B for every mask: (C, n, n), zero outside its blocks, on the device of joint_MM. No gradient.
 
     Starts at the blockwise least-squares fit; each round takes, for every part s and its complement o,
     B_s <- B_s + [R_ss - G R_os] S_x,ss^-1 with G = S'_so S'_oo^-1 and R = (A - B) S_x, for both parts at once: with
@@ -41,17 +46,24 @@ def fit_disconnected(joint_MM: Tensor, masks_Cnn: Tensor, *, tolerance: float, m
 
     joint_MM: one covariance for all masks, or (C, 2n, 2n), one for each.
     """
+    # numpy: its calls take a third of torch's on matrices of this size, and that is nearly all of the time.
+    joint, masks = joint_MM.detach().cpu().numpy(), masks_Cnn.cpu().numpy()
+    return torch.from_numpy(_fit(joint, masks, tolerance, max_rounds)).to(joint_MM.device)
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a bold step that overflows is not taken
+def _fit(joint_MM: Array, masks_Cnn: Array, tolerance: float, max_rounds: int) -> Array:
     s_x, _, s_yx = split_joint(joint_MM)
-    inverse_x_Cnn = torch.linalg.inv(masks_Cnn * s_x)
-    b_Cnn: Tensor = (masks_Cnn * s_yx) @ inverse_x_Cnn
+    inverse_x_Cnn = np.linalg.inv(masks_Cnn * s_x)
+    b_Cnn: Array = (masks_Cnn * s_yx) @ inverse_x_Cnn
     residual_Cnn = residual_covariance(joint_MM, b_Cnn)
-    value_C = 0.5 * logdet(residual_Cnn)
-    plains: list[Tensor] = []
-    steps: list[Tensor] = []
+    value_C = _value(residual_Cnn)
+    plains: list[Array] = []
+    steps: list[Array] = []
     for _ in range(max_rounds):
-        precision_Cnn = torch.cholesky_inverse(torch.linalg.cholesky(residual_Cnn))
+        precision_Cnn = np.linalg.inv(residual_Cnn)
         gap_Cnn = masks_Cnn * (precision_Cnn @ (s_yx - b_Cnn @ s_x))
-        step_Cnn = torch.linalg.solve(masks_Cnn * precision_Cnn, gap_Cnn) @ inverse_x_Cnn
+        step_Cnn = np.linalg.solve(masks_Cnn * precision_Cnn, gap_Cnn) @ inverse_x_Cnn
         plains = [*plains, b_Cnn + step_Cnn][-ANDERSON_DEPTH:]
         steps = [*steps, step_Cnn][-ANDERSON_DEPTH:]
         b_Cnn, residual_Cnn, new_value_C = _lower_of(joint_MM, plains[-1], _extrapolate(plains, steps))
@@ -61,35 +73,41 @@ def fit_disconnected(joint_MM: Tensor, masks_Cnn: Tensor, *, tolerance: float, m
     return b_Cnn
 
 
-def _extrapolate(plains: list[Tensor], steps: list[Tensor]) -> Tensor | None:
+def _value(residual_Cnn: Array) -> Array:
+    """What a fit minimises, up to a constant: 1/2 ln det; infinite where the matrix is not positive."""
+    sign_C, logdet_C = np.linalg.slogdet(residual_Cnn)
+    return np.where(sign_C > 0, 0.5 * logdet_C, np.inf)
+
+
+def _extrapolate(plains: list[Array], steps: list[Array]) -> Array | None:
     """Anderson's combination of the remembered rounds: the one whose step is smallest in the least-squares sense."""
     if len(steps) < 2:
         return None
-    steps_hCp, plains_hCp = torch.stack(steps).flatten(2), torch.stack(plains).flatten(2)
-    step_change_Cph, plain_change_Cph = steps_hCp.diff(dim=0).permute(1, 2, 0), plains_hCp.diff(dim=0).permute(1, 2, 0)
+    num_rounds, num_cuts = len(steps), len(steps[0])
+    steps_hCp, plains_hCp = (np.stack(each).reshape(num_rounds, num_cuts, -1) for each in (steps, plains))
+    step_change_Cph = np.diff(steps_hCp, axis=0).transpose(1, 2, 0)
+    plain_change_Cph = np.diff(plains_hCp, axis=0).transpose(1, 2, 0)
     gram_Chh = step_change_Cph.mT @ step_change_Cph
     # The ridge keeps the system solvable once the changes are parallel or zero; a bad answer is refused by _lower_of.
-    ridge_C = 1e-12 * gram_Chh.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-280
-    identity_hh = torch.eye(gram_Chh.shape[-1], dtype=torch.float64, device=gram_Chh.device)
-    gram_Chh = gram_Chh + ridge_C[:, None, None] * identity_hh
-    weights_Ch1 = torch.linalg.solve(gram_Chh, step_change_Cph.mT @ steps_hCp[-1].unsqueeze(-1))
-    bold_Cnn: Tensor = plains[-1] - (plain_change_Cph @ weights_Ch1).reshape(plains[-1].shape)
+    ridge_C = 1e-12 * np.trace(gram_Chh, axis1=-2, axis2=-1) + 1e-280
+    gram_Chh = gram_Chh + ridge_C[:, None, None] * np.eye(num_rounds - 1)
+    weights_Ch1 = np.linalg.solve(gram_Chh, step_change_Cph.mT @ steps_hCp[-1][..., None])
+    bold_Cnn: Array = plains[-1] - (plain_change_Cph @ weights_Ch1).reshape(plains[-1].shape)
     return bold_Cnn
 
 
-def _lower_of(joint_MM: Tensor, plain_Cnn: Tensor, bold_Cnn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _lower_of(joint_MM: Array, plain_Cnn: Array, bold_Cnn: Array | None) -> tuple[Array, Array, Array]:
     """For each cut the better of two candidates, with its residual covariance and its value."""
     residual_Cnn = residual_covariance(joint_MM, plain_Cnn)
-    value_C = 0.5 * logdet(residual_Cnn)
+    value_C = _value(residual_Cnn)
     if bold_Cnn is None:
         return plain_Cnn, residual_Cnn, value_C
     bold_residual_Cnn = residual_covariance(joint_MM, bold_Cnn)
-    factor_Cnn, failed_C = torch.linalg.cholesky_ex(bold_residual_Cnn)
-    bold_value_C = factor_Cnn.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    better_C = (failed_C == 0) & (bold_value_C < value_C)
+    bold_value_C = _value(bold_residual_Cnn)
+    better_C = bold_value_C < value_C
     choose = better_C[:, None, None]
     return (
-        torch.where(choose, bold_Cnn, plain_Cnn),
-        torch.where(choose, bold_residual_Cnn, residual_Cnn),
-        torch.where(better_C, bold_value_C, value_C),
+        np.where(choose, bold_Cnn, plain_Cnn),
+        np.where(choose, bold_residual_Cnn, residual_Cnn),
+        np.where(better_C, bold_value_C, value_C),
     )

@@ -6,6 +6,8 @@ Shape suffixes: B batch, T positions, K units, D channels of a unit, R projected
 n = K * R channels of the state, M = 2n channels of (x, y).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -122,7 +124,7 @@ def logdet(positive_definite: Tensor) -> Tensor:
     return values
 
 
-def split_joint(joint_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take S_x, S_y and S_yx out of the joint covariance of (x, y), each (..., n, n)."""
+def split_joint(joint_MM: Any) -> tuple[Any, Any, Any]:
+    """Take S_x, S_y and S_yx out of the joint covariance of (x, y), tensor or array, each (..., n, n)."""
     size = joint_MM.shape[-1] // 2
     return joint_MM[..., :size, :size], joint_MM[..., size:, size:], joint_MM[..., size:, :size]

@@ -103,9 +103,9 @@ class GradientGate:
         self._injected_BTH.data.zero_()
         self._meter_2.grad = None
 
-    def inject(self, gradient_BTKD: Tensor) -> None:
-        """Set what the backward pass adds at the heads. Raises ValueError where the shape is not the one prepared
-        for.
+    def inject(self, gradient_BTKD: Tensor, scale: float = 1.0) -> None:
+        """Set what the backward pass adds at the heads: scale * gradient. Raises ValueError where the shape is not the
+        one prepared for.
         """
         gradient_BTH = gradient_BTKD.detach().flatten(2)
         if gradient_BTH.shape != self._injected_BTH.shape:
@@ -114,7 +114,7 @@ class GradientGate:
                 f"gradient has shape {tuple(gradient_BTH.shape)}, prepared for {wanted}: call prepare(B, T) first"
             )
         # .data: the graph saved this tensor in the forward pass, on purpose before its value is known.
-        self._injected_BTH.data.copy_(gradient_BTH)
+        torch.mul(gradient_BTH, scale, out=self._injected_BTH.data)
 
     def read_norms(self) -> tuple[float, float]:
         """Norms at the heads in the last backward pass: cross-entropy's, and the objective's before clipping.

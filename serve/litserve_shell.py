@@ -244,21 +244,41 @@ def _install_error_shape(app: Any) -> None:
 
 def _describe(app: Any) -> None:
     """Give /docs the bodies of POST requests, which the endpoints read themselves."""
+    from serve.openai_schemas import ChatFields, CompletionFields, body_schema
     from serve.routes.quality import CompareRequest, DiagnoseRequest, ScoreRequest
     from serve.schemas import GenerateRequest
 
-    bodies: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-        ("/generate", GenerateRequest, {"prompt": "Once upon a time", "max_new_tokens": 32}),
-        ("/quality/score", ScoreRequest, {"texts": ["It was late."]}),
-        ("/quality/diagnose", DiagnoseRequest, {}),
-        ("/quality/compare", CompareRequest, {"prompts": ["Once upon a time"], "a": {"temperature": 0.8}, "b": {}}),
+    refs = "#/components/schemas/{model}"
+    asked = {"model": "tiny_iit", "max_tokens": 32}
+    bodies: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+        (
+            "/generate",
+            GenerateRequest.model_json_schema(ref_template=refs),
+            {"prompt": "Once upon a time", "max_new_tokens": 32},
+        ),
+        ("/v1/completions", body_schema(CompletionFields, refs), {**asked, "prompt": "Once upon a time"}),
+        (
+            "/v1/chat/completions",
+            body_schema(ChatFields, refs),
+            {**asked, "messages": [{"role": "user", "content": "Hello"}]},
+        ),
+        ("/quality/score", ScoreRequest.model_json_schema(ref_template=refs), {"texts": ["It was late."]}),
+        ("/quality/diagnose", DiagnoseRequest.model_json_schema(ref_template=refs), {}),
+        (
+            "/quality/compare",
+            CompareRequest.model_json_schema(ref_template=refs),
+            {"prompts": ["Once upon a time"], "a": {"temperature": 0.8}, "b": {}},
+        ),
     )
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         document: dict[str, Any] = original()
-        for path, body, example in bodies:
-            content = {"application/json": {"schema": body.model_json_schema(), "example": example}}
+        shared = document.setdefault("components", {}).setdefault("schemas", {})
+        for path, schema, example in bodies:
+            shared.update(schema.get("$defs", {}))
+            schema = {name: value for name, value in schema.items() if name != "$defs"}
+            content = {"application/json": {"schema": schema, "example": example}}
             document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         return document
 

@@ -81,6 +81,14 @@ class ChatFields(_Common):
     top_logprobs: int | None = Field(None, ge=0, le=TOP_LOGPROBS, description="alternatives, with logprobs only")
 
 
+def body_schema(fields: type[BaseModel], ref_template: str) -> dict[str, Any]:
+    """JSON schema of a whole body: these fields, and those that it shares with GenerateRequest."""
+    schema = fields.model_json_schema(ref_template=ref_template)
+    shared = GenerateRequest.model_json_schema(ref_template=ref_template)["properties"]
+    schema["properties"] |= {name: shared[name] for name in SHARED_FIELDS if name not in schema["properties"]}
+    return schema
+
+
 @dataclass(frozen=True)
 class Asked:
     """A checked request. renamed: GenerateRequest's names of fields -> the names in this body, for errors."""

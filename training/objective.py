@@ -93,7 +93,7 @@ class StepObjective(TrainerCallback, ExportableState):
 
         gradient_BTKD = gradient_at_heads(reward, self._probe.read())
         weight, term = self.weight(step), terms[0]
-        self._gate.inject(-weight * fraction * gradient_BTKD)
+        self._gate.inject(gradient_BTKD, -weight * fraction)
         rewarded = weight * float(hinge(term.phi01.detach(), self._config.phi_target))
         figures = {"phi": float(term.phi.detach()), "phi01": float(term.phi01.detach()), "reward": rewarded}
         figures |= {"phi_null_mean": term.null_mean, "phi_r": term.phi_r(), "effective_rank": term.effective_rank()}

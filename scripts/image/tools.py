@@ -1,5 +1,6 @@
 """buildah and podman as root without a daemon, with configuration, storage and caches of their own. Knows no image."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -103,6 +104,13 @@ class Containers:
             said = (done.stderr.strip() or done.stdout.strip())[-2000:]
             raise VerificationError(f"{' '.join(command)} exited with {done.returncode}: {said}")
         return done
+
+    def remove_all(self) -> None:
+        """What still runs or stands in this folder's storage, where nothing but these checks has containers."""
+        for command in (("podman", "pod", "rm"), ("podman", "rm"), ("buildah", "rm")):
+            force = ("--force",) if command[0] == "podman" else ()
+            with contextlib.suppress(VerificationError):  # the next run tries again, and there is nobody to tell
+                self.run(*command, "--all", *force, check=False)
 
     def run_logged(self, command: Sequence[str], log: Path) -> None:
         """A long command, its output in a file. Raises VerificationError with the last lines when it fails."""

@@ -39,6 +39,9 @@ from serve.engine.request import SamplingParams
 BLOCK_SIZE = 16
 """Tokens in a block of the KV pool."""
 
+BROKEN_LOGITS = "the model's logits are not all numbers: its weights are broken"
+"""What every runner's execute() says, in a RuntimeError, of a distribution that no token can be drawn from."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:

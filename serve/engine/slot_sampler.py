@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serve.engine.request import SamplingParams
-from serve.engine.runner import StepOutput
+from serve.engine.runner import BROKEN_LOGITS, StepOutput
 from serve.engine.sampling import Truncation, draw
 
 # What a row asks for beyond a plain draw, as bits, so that a step learns what it can skip from one reduction.
@@ -108,17 +108,22 @@ class SlotSampler:
         self._flags[slot] = 0
 
     def sample(self, logits_NV: Tensor, slots: NDArray[np.int32]) -> StepOutput:
-        """Draw one token for each row. logits: as the model gave them, any float dtype. Each slot at most once."""
+        """Draw one token for each row. logits: as the model gave them, any float dtype. Each slot at most once.
+
+        Raises RuntimeError, and records nothing, where a row has NaN, or infinity for its largest.
+        """
         started = self._clock()
         raw_NV = logits_NV.float()
+        logp_NV = raw_NV.log_softmax(1)
+        # The floor keeps 0 * -inf out, for models that mask ids; below it, p * log p is 0 in float32 anyway.
+        entropies = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1).cpu().numpy()
+        if not np.isfinite(entropies).all():
+            raise RuntimeError(BROKEN_LOGITS)
         flags = self._flags[slots]
         asked = int(np.bitwise_or.reduce(flags)) if len(slots) else 0
         z_NV = self._process(raw_NV, slots, flags) if asked & _PROCESSED else raw_NV
         tokens = self._choose(z_NV, slots, flags, asked)
-        logp_NV = raw_NV.log_softmax(1)
         logprobs = logp_NV.gather(1, tokens[:, None])[:, 0].cpu().numpy()
-        # The floor keeps 0 * -inf out, for models that mask ids; below it, p * log p is 0 in float32 anyway.
-        entropies = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1).cpu().numpy()
         chosen = tokens.to(torch.int32).cpu().numpy()
         self._record(slots, flags, chosen, asked)
         top = self._top_logprobs(logp_NV, slots, flags) if asked & _TOP_LOGPROBS else None

@@ -20,7 +20,7 @@ from torch import Tensor
 from serve.engine.model_files import read_config, read_eos_token_ids, read_max_model_len
 from serve.engine.paged_attention import ATTENTION_NAME, KVPool, PagedStep
 from serve.engine.request import SamplingParams
-from serve.engine.runner import BLOCK_SIZE, RunnerOptions, StepBatch, StepOutput, default_num_blocks
+from serve.engine.runner import BLOCK_SIZE, BROKEN_LOGITS, RunnerOptions, StepBatch, StepOutput, default_num_blocks
 from serve.engine.slot_sampler import SlotSampler
 
 _DTYPES = {
@@ -152,6 +152,8 @@ class TorchRunner:
         except (AttributeError, RuntimeError, TypeError) as error:
             raise ValueError(f"architecture {name} does not run over a block pool ({error}): {_REMEDY}") from error
         wanted = plain[torch.tensor(cuts[1:], device=plain.device) - 1]
+        if not bool(wanted.logsumexp(1).isfinite().all()):
+            raise ValueError(f"{BROKEN_LOGITS}; give another checkpoint")
         error_size = (paged - wanted).abs().max().item()
         limit = tolerance * max(1e-3, wanted.abs().max().item())
         if not error_size <= limit:

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve.completion import Choice
+from serve.engine.runner import BROKEN_LOGITS
 from serve.engine_calls import EngineCalls, too_late
 from serve.errors import ApiError, problems_of
 from serve.metrics import OUTCOME_OF_STATUS
@@ -146,7 +147,7 @@ class QualityRoutes:
             greedy = await calls.continuations(GenerateRequest(temperature=0.0, **common))
             sampled = await calls.continuations(GenerateRequest(temperature=1.0, **common))
         except ApiError as error:
-            if "not all numbers" not in error.message:
+            if BROKEN_LOGITS not in error.message:
                 raise
             return diagnose(Findings(limits.vocab_size, [float("nan")]))
         findings = Findings(

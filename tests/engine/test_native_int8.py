@@ -15,7 +15,7 @@ from serve.engine.engine import Engine, EngineLimits
 from serve.engine.loader import load_runner, load_tokenizer
 from serve.engine.native_runner import load_native_runner
 from serve.engine.request import SamplingParams
-from serve.engine.runner import RunnerOptions
+from serve.engine.runner import BROKEN_LOGITS, RunnerOptions
 from tests.engine.helpers import run_to_end
 from tests.engine.native_models import CONFIGS, KERNELS, available_kernels, model, native, require_library, save, step
 from tests.engine.test_native_runner import GREEDY, logits_of
@@ -115,7 +115,7 @@ def test_a_number_that_is_not_finite_in_weights_or_activations_is_not_rounded_aw
     runner = native("grouped", dtype="int8", broken_id=5, broken_part=part, broken_by=broken_by)
     for params in (GREEDY, SamplingParams(top_p=0.9)):
         runner.add_request(0, [5], params, 1)
-        with pytest.raises(RuntimeError, match="logits are not all numbers"):
+        with pytest.raises(RuntimeError, match=BROKEN_LOGITS):
             runner.execute(step(runner, [(0, 0, [5])]))
         runner.remove_request(0)
 

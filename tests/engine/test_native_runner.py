@@ -13,7 +13,7 @@ from serve.engine.native.weights import StoredTensor
 from serve.engine.native_runner import weight_format
 from serve.engine.reference import generate_naively
 from serve.engine.request import SamplingParams
-from serve.engine.runner import Runner, RunnerOptions
+from serve.engine.runner import BROKEN_LOGITS, Runner, RunnerOptions
 from serve.engine.slot_sampler import SlotSampler
 from tests.engine.helpers import run_to_end
 from tests.engine.native_models import (
@@ -178,7 +178,7 @@ def test_one_logit_that_is_not_a_number_is_an_error_on_every_instruction_set(ker
     runner = native("grouped", kernels, broken_id=broken_id)
     for params in (GREEDY, SamplingParams(top_p=0.9)):
         runner.add_request(0, [5], params, 1)
-        with pytest.raises(RuntimeError, match="logits are not all numbers"):
+        with pytest.raises(RuntimeError, match=BROKEN_LOGITS):
             runner.execute(step(runner, [(0, 0, [5])]))
         runner.remove_request(0)
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from serve.engine.reference import choose_naively, process_naively
 from serve.engine.request import SamplingParams
+from serve.engine.runner import BROKEN_LOGITS
 from serve.engine.sampling import NUM_DRAWS, Truncation, draw, kept_mask, uniforms
 from serve.engine.slot_sampler import SlotSampler
 
@@ -177,6 +178,21 @@ def test_a_ban_of_the_whole_vocabulary_is_lifted() -> None:
     sampler = SlotSampler(1, 4)
     sampler.add(0, [0, 1, 2, 3], SamplingParams(no_repeat_ngram_size=1, temperature=0.0), 0, [])
     assert sampler.sample(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), np.zeros(1, np.int32)).token_ids[0] == 1
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SamplingParams(top_p=0.9)])
+def test_a_row_that_is_not_all_numbers_is_an_error_and_a_masked_id_is_none(
+    broken: float, params: SamplingParams
+) -> None:
+    sampler, slot = SlotSampler(1, VOCAB), np.zeros(1, np.int32)
+    sampler.add(0, PROMPT, params, 0, OUTPUT)
+    raw = logits(1, 1)
+    raw[0, 7] = broken
+    with pytest.raises(RuntimeError, match=BROKEN_LOGITS):
+        sampler.sample(raw, slot)
+    raw[0, 7] = -torch.inf
+    assert 0 <= sampler.sample(raw, slot).token_ids[0] < VOCAB
 
 
 # --- truncation ------------------------------------------------------------------------------------------------------

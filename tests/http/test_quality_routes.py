@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from starlette.requests import Request
 
+from serve.engine.runner import BROKEN_LOGITS
 from serve.errors import ApiError
 from serve.quality.model_runs import TextScorer
 from serve.quality.surprise import surprise_features
@@ -121,6 +122,31 @@ def test_a_model_without_preferences_is_found_untrained_by_a_server_of_three_pla
     assert status == 200
     assert answer["diagnosis"]["verdict"] == "untrained"
     assert answer["diagnosis"]["evidence"]["entropy_share"] == pytest.approx(1)
+
+
+def write_broken_model(folder: Path) -> Path:
+    weights = load_file(write_tiny_model(folder) / "model.safetensors")
+    weights["model.norm.weight"][:] = np.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_model_of_broken_weights_is_found_collapsed_and_writes_nothing(tmp_path: Path) -> None:
+    server = ServerProcess(write_broken_model(tmp_path), ("--runner", "native")).start()
+    try:
+        status, answer = ask(server, "diagnose")
+        failed = server.request("POST", "/generate", {"prompt": "a"})
+    finally:
+        server.stop()
+    assert status == 200
+    assert answer["diagnosis"]["verdict"] == "collapsed"
+    assert failed.status == 500
+    assert BROKEN_LOGITS in failed.json()["error"]["message"]
+
+
+def test_the_torch_runner_refuses_broken_weights_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=BROKEN_LOGITS):
+        ServerProcess(write_broken_model(tmp_path), ("--runner", "torch")).start()
 
 
 class Stuck:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -272,8 +273,17 @@ def test_health_docs_and_page_answer(server: ServerProcess) -> None:
     assert server.request("GET", "/readyz").status == 200
     assert server.request("GET", "/docs").status == 200
     schema = server.request("GET", "/openapi.json").json()
-    body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert "repetition_penalty" in body["properties"]
+    fields = {
+        "/generate": ("prompt", "repetition_penalty"),
+        "/v1/completions": ("prompt", "temperature", "stream_options"),
+        "/v1/chat/completions": ("messages", "temperature", "quality"),
+    }
+    for path, names in fields.items():
+        body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(names) <= set(body["properties"])
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)))
+    assert named <= set(schema["components"]["schemas"])
+    assert "$defs" not in json.dumps(schema)
     for path in ("/", "/ui"):
         page = server.request("GET", path)
         assert b"Phiserve" in page.body
