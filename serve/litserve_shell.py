@@ -4,6 +4,7 @@ One LitAPI (loads the model in a worker), one LitSpec (all endpoints), one LitLo
 its transport and its own counters are not used. tests/http/test_litserve_facts.py holds the facts this rests on.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -96,6 +97,7 @@ class EngineAPI(litserve.LitAPI):
         sockets = Sockets(config.folder, worker_id, config.num_apis)
         sockets.greet(hello_of(sockets, self._engine.runner, self._why))
         observe = worker_observer(timing=config.step_timing)
+        gc.freeze()  # what is loaded stays: a full collection of it stops all streams for tenths of a second
         WorkerLoop(self._engine, sockets, stall_seconds=config.stall_seconds, observe=observe).run()
 
     async def authorize(self, request: Request) -> None:
@@ -171,6 +173,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             self._service.start(scope["app"].response_queue_id)
+            gc.freeze()  # as in the worker
             try:
                 await self._app(scope, receive, send)
             finally:

@@ -9,6 +9,7 @@ in the socket.
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -141,6 +142,7 @@ def _main(listener: socket.socket, scorer: QualityScorer, model: str, window: in
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the main process decides
     os.nice(NICENESS)
+    gc.freeze()  # what was inherited stays: nothing looks at it again, and its pages stay shared
     # A score's products are too small to share, and BLAS' threads would wait for each other on the engine's cores.
     threadpool_limits(1, user_api="blas")
     asyncio.run(_serve(listener, CountingScorer(scorer, QualityMetrics(model), window)))
