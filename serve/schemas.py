@@ -29,7 +29,8 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 class GenerateRequest(BaseModel):
     """Body of POST /generate. None is "not given": generation_config.json decides, then the engine."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # Not the values: pydantic would keep the last 16,384 short prompts in memory.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, cache_strings="keys")
 
     prompt: str | Texts | TokenIds = Field(description="a text, a list of texts, or one prompt as token ids")
     max_new_tokens: int | None = Field(None, ge=1, description="tokens to write at most")

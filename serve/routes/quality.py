@@ -45,7 +45,7 @@ Work = Callable[[bytes, EngineCalls], Awaitable[dict[str, Any]]]
 class ScoreRequest(BaseModel):
     """Body of POST /quality/score."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, cache_strings="keys")
 
     texts: Texts = Field(description="texts to score")
     surprise: bool = Field(False, description="also ask the served model what it thinks of each token")
@@ -54,7 +54,7 @@ class ScoreRequest(BaseModel):
 class DiagnoseRequest(BaseModel):
     """Body of POST /quality/diagnose: {} is all that is needed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, cache_strings="keys")
 
     seed: int = Field(0, ge=0, le=2**53, description="of the sampled continuations")
 
@@ -62,7 +62,7 @@ class DiagnoseRequest(BaseModel):
 class CompareRequest(BaseModel):
     """Body of POST /quality/compare."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, cache_strings="keys")
 
     prompts: Texts = Field(min_length=1, description="what both sides continue")
     a: dict[str, Any] = Field(description="sampling settings of one side, as in /generate; {} for the defaults")
