@@ -20,7 +20,7 @@ from loadtests.measurement import Load, Server, measure
 from loadtests.server import ServerProcess
 
 PHASE = re.compile(r'phiserve_step_phase_seconds_total\{phase="(\w+)"\} (\S+)')
-STEPS = re.compile(r"phiserve_steps_total (\S+)")
+STEPS = re.compile(r"^phiserve_steps_total(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
 def main() -> None:
