@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import re
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Mapping
@@ -69,4 +70,7 @@ def milliseconds(before: Mapping[str, float], after: Mapping[str, float]) -> str
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
