@@ -4,7 +4,7 @@ Phi here is an observational statistic of hidden states and nothing more. Pure t
 """
 
 from iit.gaussian import effective_rank, joint_covariance
-from iit.guards import GradientGate, PhiWatch, gradient_at_heads, hinge
+from iit.guards import GradientGate, PhiWatch, hinge
 from iit.measurement import MIN_PAIRS, Phi, measure, measure_states, project_units
 from iit.measures import minimum_cut, phi_g, phi_r, stochastic_interaction, time_delayed_mutual_information
 from iit.nulls import block_bootstrap
@@ -24,7 +24,6 @@ __all__ = [
     "WeightSchedule",
     "block_bootstrap",
     "effective_rank",
-    "gradient_at_heads",
     "hinge",
     "joint_covariance",
     "measure",

@@ -2,11 +2,10 @@
 cost of.
 
 Pieces that a training loop puts together; none of them knows the loop. Shape suffixes: B batch, T positions, K units,
-D channels of a unit, H = K * D.
+D channels of a unit, H = K * D, n directions that the states are projected on.
 """
 
 from collections import deque
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,34 +28,33 @@ def hinge(phi01: Tensor, target: float | None) -> Tensor:
     return phi01.clamp(max=target)
 
 
-def gradient_at_heads(reward: Callable[[Tensor], Tensor], heads_BTKD: Tensor) -> Tensor:
-    """Gradient of a 0-dim reward of the heads, (B, T, K, D), cut off from the model that made them."""
-    leaf_BTKD = heads_BTKD.detach().requires_grad_()
-    (gradient_BTKD,) = torch.autograd.grad(reward(leaf_BTKD), leaf_BTKD)
-    return gradient_BTKD
-
-
 class _Injection(torch.autograd.Function):
     """Identity forward; backward adds the injected gradient, clipped to a share of what arrives from the loss.
 
+    What is injected comes as coordinates along orthonormal directions and is spread over the heads in one product: at
+    full width, four passes over memory would cost as much as the objective itself.
     The norms leave through the gradient of `meter`: the only way out that eager and compiled graphs have in common.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_BTH: Tensor, injected_BTH: Tensor, meter_2: Tensor, max_share: float) -> Tensor:
-        ctx.save_for_backward(injected_BTH)
+    def forward(
+        ctx: Any, hidden_BTH: Tensor, injected_BTn: Tensor, directions_Hn: Tensor, meter_2: Tensor, max_share: float
+    ) -> Tensor:
+        ctx.save_for_backward(injected_BTn, directions_Hn)
         ctx.max_share = max_share
         return hidden_BTH.view_as(hidden_BTH)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor, None]:
-        (injected_BTH,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, Tensor, None]:
+        injected_BTn, directions_Hn = ctx.saved_tensors
         arriving_BTH = gradients[0].float()
-        arriving_norm, injected_norm = arriving_BTH.norm(), injected_BTH.norm()
+        arriving_norm, injected_norm = arriving_BTH.norm(), injected_BTn.norm()
         # Zero over zero must give no gradient, not NaN.
         factor = (ctx.max_share * arriving_norm / injected_norm.clamp_min(1e-30)).clamp(max=1.0)
-        total_BTH = (arriving_BTH + factor * injected_BTH).to(gradients[0].dtype)
-        return total_BTH, None, torch.stack([arriving_norm, injected_norm]), None
+        scaled_BTn = factor * injected_BTn
+        total_NH = torch.addmm(arriving_BTH.flatten(0, 1), scaled_BTn.flatten(0, 1), directions_Hn.mT)
+        total_BTH = total_NH.view_as(arriving_BTH).to(gradients[0].dtype)
+        return total_BTH, None, None, torch.stack([arriving_norm, injected_norm]), None
 
 
 class GradientGate:
@@ -64,12 +62,13 @@ class GradientGate:
     share of it.
 
     Context manager, used with an entered HeadProbe on a layer with heads; works eagerly and under torch.compile
-    (enter it before the model is traced). A step: prepare(B, T); forward; inject(-weight * gradient_at_heads(...));
-    loss.backward(). max_share: bound on |objective's gradient| / |cross-entropy's gradient|, float("inf") for none.
+    (enter it before the model is traced). A step: prepare(B, T); forward; inject(...) what PhiObjective.project and
+    the gradient at its states give; loss.backward(). num_directions: n of what will be injected. max_share: bound on
+    |objective's gradient| / |cross-entropy's gradient|, float("inf") for none.
     Raises ValueError where the layer has no heads or max_share is not positive.
     """
 
-    def __init__(self, probe: HeadProbe, max_share: float = 0.1) -> None:
+    def __init__(self, probe: HeadProbe, num_directions: int, max_share: float = 0.1) -> None:
         if not probe.has_heads:
             raise ValueError(
                 f"layer {probe.layer} has no attention heads: the gate clips at heads only; probe another layer"
@@ -79,9 +78,10 @@ class GradientGate:
         self.max_share = max_share
         self._module = probe.module
         weight = next(probe.module.parameters())
-        self._width = int(getattr(probe.module, "in_features", weight.shape[0]))
+        width = int(getattr(probe.module, "in_features", weight.shape[0]))
         self._meter_2 = torch.zeros(2, device=weight.device, requires_grad=True)
-        self._injected_BTH = torch.zeros(0, 0, self._width, device=weight.device)
+        self._injected_BTn = torch.zeros(0, 0, num_directions, device=weight.device)
+        self._directions_Hn = torch.zeros(width, num_directions, device=weight.device)
         self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> Self:
@@ -97,24 +97,29 @@ class GradientGate:
 
     def prepare(self, num_sequences: int, num_positions: int) -> None:
         """Clear the injection and the measured norms for a forward pass of this shape."""
-        shape = (num_sequences, num_positions, self._width)
-        if self._injected_BTH.shape != shape:
-            self._injected_BTH = torch.zeros(shape, device=self._injected_BTH.device)
-        self._injected_BTH.data.zero_()
+        shape = (num_sequences, num_positions, self._injected_BTn.shape[2])
+        if self._injected_BTn.shape != shape:
+            self._injected_BTn = torch.zeros(shape, device=self._injected_BTn.device)
+        self._injected_BTn.data.zero_()
         self._meter_2.grad = None
 
-    def inject(self, gradient_BTKD: Tensor, scale: float = 1.0) -> None:
-        """Set what the backward pass adds at the heads: scale * gradient. Raises ValueError where the shape is not the
-        one prepared for.
+    def inject(self, gradient_BTn: Tensor, directions_Hn: Tensor, scale: float = 1.0) -> None:
+        """Set what the backward pass adds at the heads: scale * gradient @ directions.T, directions orthonormal.
+
+        Raises ValueError where a shape is not the one prepared for.
         """
-        gradient_BTH = gradient_BTKD.detach().flatten(2)
-        if gradient_BTH.shape != self._injected_BTH.shape:
-            wanted = tuple(self._injected_BTH.shape)
-            raise ValueError(
-                f"gradient has shape {tuple(gradient_BTH.shape)}, prepared for {wanted}: call prepare(B, T) first"
-            )
-        # .data: the graph saved this tensor in the forward pass, on purpose before its value is known.
-        torch.mul(gradient_BTH, scale, out=self._injected_BTH.data)
+        for name, given, held in (
+            ("gradient", gradient_BTn, self._injected_BTn),
+            ("directions", directions_Hn, self._directions_Hn),
+        ):
+            if given.shape != held.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(given.shape)}, expected {tuple(held.shape)}: call prepare(B, T) first, "
+                    "and give the gate as many directions as the objective projects to"
+                )
+        # .data: the graph saved these tensors in the forward pass, on purpose before their values are known.
+        torch.mul(gradient_BTn.detach(), scale, out=self._injected_BTn.data)
+        self._directions_Hn.data.copy_(directions_Hn)
 
     def read_norms(self) -> tuple[float, float]:
         """Norms at the heads in the last backward pass: cross-entropy's, and the objective's before clipping.
@@ -130,7 +135,7 @@ class GradientGate:
         if not torch.is_grad_enabled():
             return None
         apply: Any = _Injection.apply  # untyped in torch's stubs
-        gated_BTH = apply(inputs[0], self._injected_BTH, self._meter_2, self.max_share)
+        gated_BTH = apply(inputs[0], self._injected_BTn, self._directions_Hn, self._meter_2, self.max_share)
         return (gated_BTH, *inputs[1:])
 
 

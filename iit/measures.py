@@ -243,4 +243,5 @@ def _conditional_logdet(joint_MM: Tensor, part: Tensor) -> float:
 
 
 def _logdet_of(joint_MM: Tensor, channels: Tensor) -> float:
-    return float(logdet(joint_MM[channels][:, channels]))
+    index = channels.numpy()
+    return float(np.linalg.slogdet(joint_MM.numpy()[np.ix_(index, index)])[1])  # numpy: see fit_disconnected

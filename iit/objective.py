@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iit.gaussian import effective_rank, project, random_projections, shrink, standardised_covariance, state_pairs
+from iit.gaussian import (
+    directions,
+    effective_rank,
+    project_onto,
+    random_projections,
+    shrink,
+    standardised_covariance,
+    state_pairs,
+)
 from iit.measures import QUICK, minimum_cut, phi_r
 from iit.nulls import chi_square_p_value, null_mean
 from iit.partitions import Cut
@@ -65,25 +73,38 @@ class PhiObjective:
         heads_BTKD: outputs of K >= 2 heads, any floating dtype; eager or out of a compiled model, under autocast or
         not. Raises ValueError where the shape does not fit, no pair is left, or a value is not finite.
         """
+        states_BTn, _ = self.project(heads_BTKD, generator)
+        return self.of_states(states_BTn, generator)
+
+    def project(self, heads_BTKD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """First half of a call: the states (B, T, n = K * rank) and the directions they lie along, (K * D, n), newly
+        drawn, orthonormal columns: a gradient at the states is one at the heads times these. Errors as above.
+        """
         if heads_BTKD.ndim != 4 or heads_BTKD.shape[2] < 2:
             raise ValueError(
                 f"heads have shape {tuple(heads_BTKD.shape)}: give (batch, positions, >= 2 units, channels)"
             )
         num_units, width = heads_BTKD.shape[2:]
         with torch.autocast(heads_BTKD.device.type, enabled=False):
-            projections_KDR = random_projections(num_units, width, self.rank, generator)
-            x_BTn, y_BTn = state_pairs(project(heads_BTKD, projections_KDR), self.lag, self.num_dropped)
+            directions_Hn = directions(random_projections(num_units, width, self.rank, generator))
+            return project_onto(heads_BTKD, directions_Hn), directions_Hn
+
+    def of_states(self, states_BTn: Tensor, generator: torch.Generator) -> PhiTerm:
+        """Second half of a call: Phi of projected states. generator: the same again, for the offset of the sham."""
+        device = states_BTn.device
+        with torch.autocast(device.type, enabled=False):
+            x_BTn, y_BTn = state_pairs(states_BTn, self.lag, self.num_dropped)
             if self.sham:
                 y_BTn = _turned_in_time(y_BTn, generator)
             x_Nn, y_Nn = x_BTn.flatten(0, 1), y_BTn.flatten(0, 1)
             # The matrices are tiny: on an accelerator, launches would cost more than the trip to the CPU.
             covariance_MM = standardised_covariance(x_Nn, y_Nn).cpu()
             num_pairs = x_Nn.shape[0]
-            found = minimum_cut(shrink(covariance_MM, num_pairs), num_units, QUICK)
+            found = minimum_cut(shrink(covariance_MM, num_pairs), states_BTn.shape[2] // self.rank, QUICK)
         channels = (len(found.cut[0]) * self.rank, len(found.cut[1]) * self.rank)
         return PhiTerm(
-            phi=found.phi.to(heads_BTKD.device),
-            phi01=-torch.expm1(-found.phi / channels[0]).to(heads_BTKD.device),
+            phi=found.phi.to(device),
+            phi01=-torch.expm1(-found.phi / channels[0]).to(device),
             null_mean=null_mean(channels, num_pairs),
             p_value=chi_square_p_value(float(found.phi.detach()), channels, num_pairs),
             num_pairs=num_pairs,

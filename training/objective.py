@@ -19,10 +19,8 @@ from iit import (
     GradientGate,
     HeadProbe,
     PhiObjective,
-    PhiTerm,
     PhiWatch,
     WeightSchedule,
-    gradient_at_heads,
     hinge,
 )
 from iit.schedules import ScheduleKind
@@ -53,7 +51,8 @@ class StepObjective(TrainerCallback, ExportableState):
         self._closed_loop = ClosedLoopWeight(config.lambda_phi, config.lambda_target_share) if closed else None
         self._probe = HeadProbe(model)
         share = config.phi_max_share
-        self._gate = GradientGate(self._probe, float("inf") if share is None else share)
+        num_directions = self._probe.num_units * config.phi_rank
+        self._gate = GradientGate(self._probe, num_directions, float("inf") if share is None else share)
         self._resources = ExitStack()
         self._sums: dict[str, float] = defaultdict(float)
         self._num_passes = 0
@@ -85,16 +84,14 @@ class StepObjective(TrainerCallback, ExportableState):
 
         Returns lambda * phi01 * fraction, phi01 capped at the hinge. Raises ValueError where a head is not finite.
         """
-        terms: list[PhiTerm] = []
-
-        def reward(heads_BTKD: Tensor) -> Tensor:
-            terms.append(self._objective(heads_BTKD, self._generator(step)))
-            return hinge(terms[0].phi01, self._config.phi_target)
-
-        gradient_BTKD = gradient_at_heads(reward, self._probe.read())
-        weight, term = self.weight(step), terms[0]
-        self._gate.inject(gradient_BTKD, -weight * fraction)
-        rewarded = weight * float(hinge(term.phi01.detach(), self._config.phi_target))
+        generator = self._generator(step)
+        states_BTn, directions_Hn = self._objective.project(self._probe.read().detach(), generator)
+        term = self._objective.of_states(states_BTn.requires_grad_(), generator)
+        reward = hinge(term.phi01, self._config.phi_target)
+        (gradient_BTn,) = torch.autograd.grad(reward, states_BTn)
+        weight = self.weight(step)
+        self._gate.inject(gradient_BTn, directions_Hn, -weight * fraction)
+        rewarded = weight * float(reward.detach())
         figures = {"phi": float(term.phi.detach()), "phi01": float(term.phi01.detach()), "reward": rewarded}
         figures |= {"phi_null_mean": term.null_mean, "phi_r": term.phi_r(), "effective_rank": term.effective_rank()}
         for name, value in figures.items():

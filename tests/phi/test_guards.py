@@ -3,15 +3,28 @@
 import pytest
 import torch
 
-from iit import GradientGate, HeadProbe, PhiObjective, PhiWatch, gradient_at_heads, hinge
+from iit import GradientGate, HeadProbe, PhiObjective, PhiWatch, hinge
 from iit.guards import PHI_UP_PHI_R_DOWN, PHI_UP_RANK_DOWN
-from tests.phi.models import tiny_model, token_ids
+from tests.phi.models import NUM_HEADS, tiny_model, token_ids
 
 IDS = token_ids()
+OBJECTIVE = PhiObjective(rank=2)
+NUM_DIRECTIONS = 2 * NUM_HEADS
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
 
 
 def reward(heads: torch.Tensor) -> torch.Tensor:
-    return PhiObjective(rank=2)(heads, torch.Generator().manual_seed(1)).phi01
+    return OBJECTIVE(heads, seeded()).phi01
+
+
+def gradient_at_states(heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the reward at the projected states, and the directions they lie along."""
+    states, directions = OBJECTIVE.project(heads.detach(), seeded())
+    (gradient,) = torch.autograd.grad(OBJECTIVE.of_states(states.requires_grad_(), seeded()).phi01, states)
+    return gradient, directions
 
 
 def gradients(model: torch.nn.Module) -> torch.Tensor:
@@ -24,7 +37,7 @@ def gated_step(
     model.zero_grad()
     gate.prepare(*IDS.shape)
     loss = forward(input_ids=IDS, labels=IDS).loss
-    gate.inject(-weight * gradient_at_heads(reward, probe.read()))
+    gate.inject(*gradient_at_states(probe.read()), -weight)
     loss.backward()
     return gradients(model)
 
@@ -43,13 +56,13 @@ def test_open_gate_gives_the_gradient_of_the_summed_loss(architecture: str) -> N
     model = tiny_model(architecture).eval()
     with HeadProbe(model) as probe:
         summed = plain_step(model, probe, 0.01)
-        with GradientGate(probe, max_share=float("inf")) as gate:
+        with GradientGate(probe, NUM_DIRECTIONS, max_share=float("inf")) as gate:
             torch.testing.assert_close(gated_step(model, model, probe, gate, 0.01), summed, rtol=1e-4, atol=1e-6)
 
 
 def test_gate_clips_the_objective_to_its_share_of_the_cross_entropy_at_the_heads() -> None:
     model = tiny_model("llama")
-    with HeadProbe(model) as probe, GradientGate(probe, max_share=0.1) as gate:
+    with HeadProbe(model) as probe, GradientGate(probe, NUM_DIRECTIONS, max_share=0.1) as gate:
         at_heads = []
         for weight in (0.0, 1.0, 1000.0):
             gate.prepare(*IDS.shape)
@@ -58,7 +71,7 @@ def test_gate_clips_the_objective_to_its_share_of_the_cross_entropy_at_the_heads
             heads.retain_grad()
             captured = probe._captured
             captured.retain_grad()
-            gate.inject(-weight * gradient_at_heads(reward, heads))
+            gate.inject(*gradient_at_states(heads), -weight)
             loss.backward()
             at_heads.append(captured.grad)
             cross_entropy, objective = gate.read_norms()
@@ -72,7 +85,7 @@ def test_gate_with_nothing_injected_changes_no_bit() -> None:
     model = tiny_model("llama")
     with HeadProbe(model) as probe:
         plain = plain_step(model, probe, 0.0)
-        with GradientGate(probe) as gate:
+        with GradientGate(probe, NUM_DIRECTIONS) as gate:
             assert torch.equal(gated_step(model, model, probe, gate, 0.0), plain)
 
 
@@ -80,7 +93,7 @@ def test_gate_with_nothing_injected_changes_no_bit() -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing of Function
 def test_gate_gives_the_same_gradient_under_torch_compile() -> None:
     model = tiny_model("llama")
-    with HeadProbe(model) as probe, GradientGate(probe) as gate:
+    with HeadProbe(model) as probe, GradientGate(probe, NUM_DIRECTIONS) as gate:
         compiled = torch.compile(model, backend="aot_eager", dynamic=False)
         for weight in (0.001, 0.002, 10.0):  # below and above the clip, and with another injection in the same graph
             eager = gated_step(model, model, probe, gate, weight)
@@ -92,24 +105,27 @@ def test_gate_gives_the_same_gradient_under_torch_compile() -> None:
 def test_gate_names_what_is_missing() -> None:
     model = tiny_model("lfm2")
     with HeadProbe(model, layer=0) as probe, pytest.raises(ValueError, match="no attention heads"):
-        GradientGate(probe)
+        GradientGate(probe, NUM_DIRECTIONS)
     with HeadProbe(model) as probe:
         with pytest.raises(ValueError, match="max_share=0"):
-            GradientGate(probe, max_share=0)
-        gate = GradientGate(probe)
+            GradientGate(probe, NUM_DIRECTIONS, max_share=0)
+        gate = GradientGate(probe, NUM_DIRECTIONS)
         with pytest.raises(ValueError, match="no backward pass"):
             gate.read_norms()
         with pytest.raises(ValueError, match="call prepare"):
-            gate.inject(torch.zeros(1, 2, 4, 8))
+            gate.inject(torch.zeros(1, 2, NUM_DIRECTIONS), torch.zeros(32, NUM_DIRECTIONS))
 
 
-def test_gradient_at_heads_reaches_no_parameter() -> None:
+def test_gradient_at_the_states_spread_along_the_directions_is_the_one_at_the_heads() -> None:
     model = tiny_model("llama")
     with HeadProbe(model) as probe:
         model(input_ids=IDS)
-        gradient = gradient_at_heads(reward, probe.read())
-        assert gradient.shape == probe.read().shape
-        assert all(parameter.grad is None for parameter in model.parameters())
+        heads = probe.read()
+        gradient, directions = gradient_at_states(heads)
+        (expected,) = torch.autograd.grad(reward(heads), heads)
+    torch.testing.assert_close((gradient @ directions.mT).view_as(expected), expected, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(directions.mT @ directions, torch.eye(NUM_DIRECTIONS))  # so the norms are equal too
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_hinge_rewards_up_to_its_target_only() -> None:
