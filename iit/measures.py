@@ -68,9 +68,12 @@ def phi_r(joint_covariance: Any, cut: Sequence[Sequence[int]]) -> float:
     decomposition", arXiv:2109.13186 (2021).
     """
     joint_MM = as_joint_covariance(joint_covariance)
+    return phi_r_of_parts(joint_MM, _parts(labels_of_channels(cut, joint_MM.shape[0] // 2)))
+
+
+def phi_r_of_parts(joint_MM: Tensor, parts: Sequence[Tensor]) -> float:
+    """As phi_r, unchecked, of two tensors of channel indices: a training loop asks at every step."""
     size = joint_MM.shape[0] // 2
-    parts = _parts(labels_of_channels(cut, size))
-    # Each log-determinant once: a training loop asks for this at every step.
     of_source = [_logdet_of(joint_MM, part) for part in parts]
     of_target = [_logdet_of(joint_MM, part + size) for part in parts]
     information = {

@@ -18,7 +18,7 @@ from iit.gaussian import (
     standardised_covariance,
     state_pairs,
 )
-from iit.measures import QUICK, minimum_cut, phi_r
+from iit.measures import QUICK, minimum_cut, phi_r_of_parts
 from iit.nulls import chi_square_p_value, null_mean
 from iit.partitions import Cut
 
@@ -41,8 +41,8 @@ class PhiTerm:
     def phi_r(self) -> float:
         """Phi^R of the same pairs across the same cut, nats."""
         rank = self.covariance_MM.shape[0] // 2 // (len(self.cut[0]) + len(self.cut[1]))
-        channels = [[unit * rank + r for unit in part for r in range(rank)] for part in self.cut]
-        return phi_r(shrink(self.covariance_MM, self.num_pairs), channels)
+        parts = [torch.tensor([unit * rank + r for unit in part for r in range(rank)]) for part in self.cut]
+        return phi_r_of_parts(shrink(self.covariance_MM, self.num_pairs), parts)
 
     def effective_rank(self) -> float:
         """Dimensions that the states x of these pairs really use, from 1 to their number of channels."""
