@@ -89,6 +89,20 @@ def test_gate_with_nothing_injected_changes_no_bit() -> None:
             assert torch.equal(gated_step(model, model, probe, gate, 0.0), plain)
 
 
+def test_in_bfloat16_the_injected_gradient_is_as_exact_as_that_allows() -> None:
+    hidden, arriving = (torch.randn(2, 40, 32, generator=seeded()).bfloat16() for _ in range(2))
+    gradient, directions = gradient_at_states(torch.randn(2, 40, NUM_HEADS, 8, generator=seeded()))
+    model = tiny_model("llama")
+    with HeadProbe(model) as probe, GradientGate(probe, NUM_DIRECTIONS, max_share=float("inf")) as gate:
+        gate.prepare(2, 40)
+        (gated,) = gate._gate(probe.module, (hidden.requires_grad_(),))
+        gate.inject(gradient, directions, -1000.0)
+        gated.backward(arriving)
+    expected = arriving.float() - 1000 * gradient @ directions.mT
+    assert float((expected - arriving.float()).norm()) > 0.01 * float(arriving.float().norm())
+    torch.testing.assert_close(hidden.grad.float(), expected, rtol=2**-7, atol=2**-9)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing of Function
 def test_gate_gives_the_same_gradient_under_torch_compile() -> None:
