@@ -1,7 +1,7 @@
 """Integrated information of hidden states: measure, null, minimum cut, probe on a transformer, training objective.
 
-Phi here is an observational statistic of hidden states and nothing more. torch and numpy alone; knows
-nothing of text or HTTP.
+Phi here is an observational statistic of hidden states and nothing more. Measures and objective
+need torch and numpy; only the command line and the plots take more. Knows nothing of training loops or HTTP.
 """
 
 from iit.gaussian import effective_rank, joint_covariance

@@ -31,18 +31,16 @@ def random_projections(num_units: int, width: int, rank: int, generator: torch.G
 
 
 def directions(projections_KDR: Tensor) -> Tensor:
-    """The projections as one block-diagonal matrix (K * D, K * R) with orthonormal columns, on all channels at once."""
+    """The units' projections as one block-diagonal matrix: (H = K * D, n = K * R), orthonormal columns."""
     directions_Hn: Tensor = torch.block_diag(*projections_KDR)  # type: ignore[no-untyped-call]
     return directions_Hn
 
 
-def project(heads_BTKD: Tensor, projections_KDR: Tensor) -> Tensor:
-    """Project each unit by its own matrix: (B, T, K, D) -> (B, T, K * R), float32 at least."""
-    return project_onto(heads_BTKD, directions(projections_KDR))
+def project(heads_BTKD: Tensor, directions_Hn: Tensor) -> Tensor:
+    """Project each unit by its own matrix: (B, T, K, D) -> (B, T, n), float32 at least.
 
-
-def project_onto(heads_BTKD: Tensor, directions_Hn: Tensor) -> Tensor:
-    """As project, with the projections in one matrix: K times the arithmetic, yet faster than K strided products."""
+    One product for all units: K times the arithmetic, yet faster than K strided products.
+    """
     dtype = torch.promote_types(heads_BTKD.dtype, torch.float32)
     directions_Hn = directions_Hn.to(heads_BTKD.device, dtype)
     # One sequence at a time: its float32 copy stays in the cache, that of a whole batch costs more than the product.
@@ -96,7 +94,7 @@ def standardised_covariance(x_Nn: Tensor, y_Nn: Tensor) -> Tensor:
 
 
 class _RawCovariance(torch.autograd.Function):
-    """Covariance of (x, y), float64. Its own backward: one product, where autograd needs two and three passes more."""
+    """Covariance of (x, y), float64. Its own backward is one product; autograd's takes two and more passes."""
 
     @staticmethod
     def forward(ctx: Any, x_Nn: Tensor, y_Nn: Tensor) -> Tensor:

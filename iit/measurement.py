@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from iit.gaussian import effective_rank, project, random_projections, shrink, standardised_covariance, state_pairs
+from iit.gaussian import (
+    directions,
+    effective_rank,
+    project,
+    random_projections,
+    shrink,
+    standardised_covariance,
+    state_pairs,
+)
 from iit.measures import (
     QUICK,
     minimum_cut,
@@ -62,7 +70,7 @@ def project_units(heads_BTKD: Tensor, rank: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     num_units, width = heads_BTKD.shape[-2:]
-    return project(heads_BTKD, random_projections(num_units, width, rank, generator))
+    return project(heads_BTKD, directions(random_projections(num_units, width, rank, generator)))
 
 
 def measure(

@@ -12,7 +12,7 @@ from torch import Tensor
 from iit.gaussian import (
     directions,
     effective_rank,
-    project_onto,
+    project,
     random_projections,
     shrink,
     standardised_covariance,
@@ -77,8 +77,8 @@ class PhiObjective:
         return self.of_states(states_BTn, generator)
 
     def project(self, heads_BTKD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """First half of a call: the states (B, T, n = K * rank) and the directions they lie along, (K * D, n), newly
-        drawn, orthonormal columns: a gradient at the states is one at the heads times these. Errors as above.
+        """First half of a call: the states, (B, T, n = K * rank), and the newly drawn directions they are taken along,
+        (K * D, n), orthonormal columns: gradient at the heads = gradient at the states @ directions.T. Errors as above.
         """
         if heads_BTKD.ndim != 4 or heads_BTKD.shape[2] < 2:
             raise ValueError(
@@ -87,7 +87,7 @@ class PhiObjective:
         num_units, width = heads_BTKD.shape[2:]
         with torch.autocast(heads_BTKD.device.type, enabled=False):
             directions_Hn = directions(random_projections(num_units, width, self.rank, generator))
-            return project_onto(heads_BTKD, directions_Hn), directions_Hn
+            return project(heads_BTKD, directions_Hn), directions_Hn
 
     def of_states(self, states_BTn: Tensor, generator: torch.Generator) -> PhiTerm:
         """Second half of a call: Phi of projected states. generator: the same again, for the offset of the sham."""
